@@ -1,0 +1,80 @@
+"""The contract of a detector."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners.features import Features, Scores
+
+TOP_FRACTION = 0.01
+
+
+class Detector(ABC):
+    """Features in, raw scores out; knows nothing of BentoML, HTTP or thresholds.
+
+    As in scikit-learn: the constructor only stores its parameters under their own names, ``fit`` learns
+    attributes that end in ``_`` and returns self. A batch of n scores as n batches of one.
+    ``to_arrays`` and ``from_arrays`` carry the fitted state; it is numbers only, never pickled objects.
+    """
+
+    name: ClassVar[str]
+    localises: ClassVar[bool] = False
+
+    @abstractmethod
+    def params(self) -> dict[str, Any]:
+        """The constructor's parameters, as JSON values."""
+
+    @abstractmethod
+    def fit(self, features: Features, labels: NDArray[np.int64] | None = None) -> Self:
+        """Learn from normal pictures. Arrays may be memory-mapped and large: read them in chunks.
+
+        `labels` int64 (n,) are class indices where the user has class folders.
+        """
+
+    def fit_held_out(
+        self, features: Features, folds: NDArray[np.int64], labels: NDArray[np.int64] | None = None
+    ) -> Scores:
+        """Fit on all pictures and return each one's score under a detector fitted without its fold.
+
+        `folds` int64 (n,) is the fold of each picture. These scores calibrate the detector: no picture
+        is judged by a detector that has seen it.
+        """
+        parts: list[Scores] = []
+        order: list[NDArray[np.int64]] = []
+        for fold in np.unique(folds):
+            inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+            rest = type(self)(**self.params())
+            rest.fit(features[outside], None if labels is None else labels[outside])
+            parts.append(rest.score(features[inside]))
+            order.append(inside)
+        self.fit(features, labels)
+        return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
+
+    @abstractmethod
+    def score(self, features: Features) -> Scores:
+        """Raw scores of n pictures; larger is stranger."""
+
+    @abstractmethod
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The fitted state."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> Self:
+        """A fitted detector from what `to_arrays` and `params` gave."""
+
+
+def top_mean(maps: NDArray[np.float32], fraction: float = TOP_FRACTION) -> NDArray[np.float32]:
+    """Mean of the highest `fraction` of each map, at least one cell: (n, h, w) to float32 (n,).
+
+    Less at the mercy of a single noisy patch than the maximum.
+    """
+    flat = maps.reshape(len(maps), -1)
+    count = max(1, round(fraction * flat.shape[1]))
+    top = np.partition(flat, flat.shape[1] - count, axis=1)[:, -count:]
+    return top.mean(axis=1, dtype=np.float32)
