@@ -1,0 +1,64 @@
+# `make` alone lists what there is. Everything is made inside this folder: the environment in .venv, the model store in .bentoml.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The stamp remembers which pyproject.toml the environment was made from.
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+SERVE_ARGS ?=
+
+export BENTOML_HOME ?= $(CURDIR)/.bentoml
+export BENTOML_DO_NOT_TRACK ?= True
+
+.PHONY: help
+help: ## List these targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(STAMP) ## Make or refresh the environment (.venv) from pyproject.toml
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; name one with `make PYTHON=python3.12 …`.' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo 'No virtual environment could be made; on Debian: apt install python3-venv' >&2; exit 1; }
+	@$(BIN)/python -c 'import torch' 2>/dev/null || \
+		echo 'Installing into $(VENV). This takes some minutes: PyTorch from the package index is its CUDA build (2.8 GB to fetch, 5.4 GB on disk; it runs on a CPU).'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[build,dev]'
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## Make a small inspection set, fit it, serve it, and judge two pictures over HTTP
+	@$(BIN)/python -m ood_runners.demo
+
+.PHONY: serve
+serve: $(STAMP) ## Serve every product with a version in production, on port 3000
+	@$(BIN)/bentoml serve $(SERVE_ARGS)
+
+.PHONY: test
+test: $(STAMP) ## Run the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## Run the slow tests
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(STAMP) ## Check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(STAMP) ## Apply the style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: clean
+clean: ## Remove the environment, the model store and everything else made here
+	rm -rf $(VENV) .bentoml demo reports build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
