@@ -1,0 +1,67 @@
+"""Fitted products as immutable versions in the BentoML model store: write, read, promote, roll back, carry."""
+
+from ood_runners.artifacts.catalogue import VersionInfo, delete_version, list_versions, resolve
+from ood_runners.artifacts.manifest import (
+    SCHEMA_VERSION,
+    BackboneEntry,
+    BackboneManifest,
+    CalibrationEntry,
+    DataEntry,
+    DetectorEntry,
+    FeaturesEntry,
+    GoldenEntry,
+    InputEntry,
+    Manifest,
+    SkippedFile,
+)
+from ood_runners.artifacts.names import check_product, parse, products
+from ood_runners.artifacts.record import Change, history, production, record_stamp, stamps
+from ood_runners.artifacts.staging import check_writable
+from ood_runners.artifacts.store import (
+    Stored,
+    VersionWriter,
+    find_backbone,
+    open_writer,
+    read_version,
+    save_arrays,
+    write_backbone,
+    write_version,
+)
+from ood_runners.artifacts.versions import promote, rollback
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BackboneEntry",
+    "BackboneManifest",
+    "CalibrationEntry",
+    "Change",
+    "DataEntry",
+    "DetectorEntry",
+    "FeaturesEntry",
+    "GoldenEntry",
+    "InputEntry",
+    "Manifest",
+    "SkippedFile",
+    "Stored",
+    "VersionInfo",
+    "VersionWriter",
+    "check_product",
+    "check_writable",
+    "delete_version",
+    "find_backbone",
+    "history",
+    "list_versions",
+    "open_writer",
+    "parse",
+    "production",
+    "products",
+    "promote",
+    "read_version",
+    "record_stamp",
+    "resolve",
+    "rollback",
+    "save_arrays",
+    "stamps",
+    "write_backbone",
+    "write_version",
+]

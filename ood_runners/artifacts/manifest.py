@@ -1,0 +1,204 @@
+"""What a stored version says of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from ood_runners.artifacts.names import check_product
+from ood_runners.errors import ArtifactError, BadParameter
+
+SCHEMA_VERSION: Final = 1
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_file_name(name: str) -> str:
+    """Return `name` if it is a plain relative path inside a version.
+
+    Raises
+    ------
+    ValueError
+        It is absolute, climbs out, or holds a backslash, a control character or an empty part.
+    """
+    path = PurePosixPath(name)
+    if not name or str(path) != name or path.is_absolute() or ".." in path.parts or name == ".":
+        raise ValueError(f"{name!r} is no plain relative path")
+    if "\\" in name or not name.isprintable():
+        raise ValueError(f"{name!r} holds a character that no stored file's name may have")
+    return name
+
+
+def _check_sha256(text: str) -> str:
+    if not SHA256.fullmatch(text):
+        raise ValueError("a SHA-256 is 64 lowercase hexadecimal digits")
+    return text
+
+
+def _product(name: str) -> str:
+    try:
+        return check_product(name)
+    except BadParameter as error:
+        raise ValueError(str(error)) from error
+
+
+Sha256 = Annotated[str, AfterValidator(_check_sha256)]
+FileName = Annotated[str, AfterValidator(check_file_name)]
+ProductName = Annotated[str, AfterValidator(_product)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneEntry(_Part):
+    """Which backbone a version was fitted on: its tag in the store, and the SHA-256 of its weights."""
+
+    name: str
+    tag: str
+    sha256: Sha256
+    origin: str
+    precision: str = "float32"
+
+
+class InputEntry(_Part):
+    """The size, in pixels, that pictures are resized to."""
+
+    height: Annotated[int, Field(gt=0)]
+    width: Annotated[int, Field(gt=0)]
+
+
+class FeaturesEntry(_Part):
+    """What the backbone is asked for; `projection_dim` is None where patches are not projected."""
+
+    patch_layers: list[str] = []
+    pooled_layers: list[str] = []
+    logits: bool = False
+    neighbourhood: Annotated[int, Field(ge=1)] = 3
+    projection_dim: int | None = None
+
+
+class DetectorEntry(_Part):
+    """A detector's constructor parameters, and whatever else is worth recording of it."""
+
+    params: dict[str, Any] = {}
+    info: dict[str, Any] = {}
+
+
+class CalibrationEntry(_Part):
+    """How scores became p-values: the numbers of scores and folds, the rate asked for and the rate attained."""
+
+    method: str
+    n: Count
+    folds: Count
+    alpha_requested: Rate
+    alpha: Rate
+    certificate: dict[str, Any] = {}
+
+
+class SkippedFile(_Part):
+    """A file of the folder that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+class DataEntry(_Part):
+    """What it was fitted on."""
+
+    layout: str
+    fingerprint: str
+    train_count: Count
+    skipped: list[SkippedFile] = []
+    classes: list[str] | None = None
+
+
+class GoldenEntry(_Part):
+    """The golden picture's raw scores and fused p-value, and how far a loaded version may stray from them."""
+
+    scores: dict[str, Finite]
+    p_value: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Stored(_Part):
+    """What every stored manifest has; the store fills in `tag` and `files`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tag: str = ""
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    packages: dict[str, str] = {}
+    files: dict[FileName, Sha256] = {}
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON; NumPy scalars and arrays in free dicts become numbers and lists."""
+        return self.model_dump_json(indent=1, fallback=_plain) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, tag: str) -> Self:
+        """Read a manifest; `tag` is named in what is raised.
+
+        Raises
+        ------
+        ArtifactError
+            It is no manifest, or of a schema that this release does not know.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise ArtifactError(f"{tag}: manifest.json is no JSON ({error}); {WAYS_ON}.") from error
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{tag} was written in schema version {version} and this release reads up to {SCHEMA_VERSION}; "
+                "update ood-runners, or use another version of the product."
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise ArtifactError(f"{tag}: manifest.json is not valid at {where} ({first['msg']}); {WAYS_ON}.") from error
+
+
+class Manifest(_Stored):
+    """One version of a product."""
+
+    kind: Literal["product"] = "product"
+    product: ProductName
+    backbone: BackboneEntry
+    input: InputEntry
+    features: FeaturesEntry
+    detectors: dict[str, DetectorEntry]
+    calibration: CalibrationEntry
+    data: DataEntry
+    metrics: dict[str, Any] = {}
+    golden: GoldenEntry
+    notes: list[str] = []
+    cost: dict[str, Any] = {}
+
+
+class BackboneManifest(_Stored):
+    """One exported backbone, shared by products; `sha256` is that of its weights."""
+
+    kind: Literal["backbone"] = "backbone"
+    name: str
+    sha256: Sha256
+    origin: str
+
+
+WAYS_ON = "roll back to another version, import it again or fit again"
+
+
+def _plain(value: Any) -> Any:
+    """NumPy values and paths as JSON values."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,243 @@
+"""Write a version so that it is seen whole or not at all; read one after checking every byte of it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from bentoml import Tag
+from bentoml._internal.models.model import ModelContext, ModelInfo
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ood_runners.artifacts.catalogue import resolve
+from ood_runners.artifacts.files import explained, flush_tree, list_files, sha256
+from ood_runners.artifacts.manifest import WAYS_ON, BackboneManifest, Manifest
+from ood_runners.artifacts.names import BACKBONE_PREFIX, folder_of, home, new_version, product_tag, versions_in
+from ood_runners.artifacts.staging import discard, publish, staging_folder
+from ood_runners.artifacts.verify import (
+    MANIFEST,
+    MANIFEST_SUM,
+    MODEL_YAML,
+    OWN_FILES,
+    content_version,
+    manifest_sum,
+    open_backbone,
+    read_manifest,
+    verify_folder,
+)
+from ood_runners.errors import ArtifactError
+
+RECORDED_PACKAGES = ("bentoml", "faiss-cpu", "numpy", "openvino", "safetensors", "scikit-learn", "torch", "torchvision")
+ARRAYS_SUFFIX = ".safetensors"
+
+
+class BackboneLike(Protocol):
+    """What the store needs to know of an exported backbone."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def origin(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A version in the store: where it lies, what it says of itself, and its backbone's folder."""
+
+    path: Path
+    tag: Tag
+    manifest: Manifest
+    backbone_path: Path
+
+    @property
+    def product(self) -> str:
+        return self.manifest.product
+
+    @property
+    def version(self) -> str:
+        return str(self.tag.version)
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays that were saved under `name`.
+
+        Raises
+        ------
+        ArtifactError
+            The version has none of that name, or the file cannot be read.
+        """
+        file = name + ARRAYS_SUFFIX
+        if file not in self.manifest.files:
+            raise ArtifactError(f"{self.tag} holds no {file}; {WAYS_ON}.")
+        try:
+            return dict(load_file(self.path / file))
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{self.tag}: {file} cannot be read ({error}); {WAYS_ON}.") from error
+
+
+def save_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays of numbers to ``<name>.safetensors`` in `folder`, for `Stored.arrays` to read.
+
+    Raises
+    ------
+    TypeError
+        An array holds something else than numbers.
+    """
+    for key, array in arrays.items():
+        if np.asarray(array).dtype.kind not in "biuf":
+            raise TypeError(f"{name}: {key!r} has dtype {np.asarray(array).dtype}, only numbers are stored")
+    # safetensors writes the memory behind an array as it lies: a transposed view would come back wrong.
+    save_file({key: np.asarray(array, order="C") for key, array in arrays.items()}, folder / (name + ARRAYS_SUFFIX))
+
+
+class VersionWriter:
+    """A version being written. Write files below `path`, then `commit`; without it nothing is left behind."""
+
+    def __init__(self, path: Path, tag: Tag) -> None:
+        self.path = path
+        self.tag = tag
+        self.committed = False
+
+    def commit(self, manifest: Manifest) -> Tag:
+        """Seal what was written and put it into the store in one step.
+
+        The store fills in the manifest's `tag`, `files` and, for those not given, `packages`.
+        """
+        filled = manifest.model_copy(
+            update={"tag": str(self.tag), "packages": _installed_packages() | manifest.packages}
+        )
+        open_backbone(filled)
+        metadata = {"alpha": manifest.calibration.alpha, "backbone": manifest.backbone.tag}
+        with explained(home(), f"write {self.tag}"):
+            _seal(self.path, self.tag, filled, metadata)
+            if not publish(self.path, self.tag):
+                raise ArtifactError(f"{self.tag} exists already; run it again for a fresh version.")
+        self.committed = True
+        return self.tag
+
+
+@contextmanager
+def open_writer(product: str) -> Iterator[VersionWriter]:
+    """A writer for a fresh version of `product`; whatever ends the block, an uncommitted version leaves no trace.
+
+    Raises
+    ------
+    BadParameter
+        The product's name is not usable.
+    ArtifactError
+        The disk is full or read-only.
+    """
+    tag = product_tag(product, new_version())
+    with staging_folder(tag.name) as folder, explained(home(), f"write {tag}", disk_only=True):
+        yield VersionWriter(folder, tag)
+
+
+def write_version(manifest: Manifest, write: Callable[[Path], None]) -> Tag:
+    """Put a fresh version into the store: `write` fills a folder, `manifest` describes it."""
+    with open_writer(manifest.product) as writer:
+        write(writer.path)
+        return writer.commit(manifest)
+
+
+def write_backbone(info: BackboneLike, folder: Path) -> Tag:
+    """Put a copy of an exported backbone's folder into the store; its tag if the store has the same content already.
+
+    The version is made from the content, so that two exports that differ in anything have two tags. A damaged
+    copy in the store is replaced by the sound one.
+    """
+    with staging_folder(BACKBONE_PREFIX + info.name) as stage, explained(home(), f"write the backbone {info.name}"):
+        names = [name for name in list_files(folder) if name not in OWN_FILES]
+        if not names:
+            raise ArtifactError(f"{folder} holds no exported backbone.")
+        for name in names:
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, stage / name)
+        tag = Tag(BACKBONE_PREFIX + info.name, content_version({name: sha256(stage / name) for name in names}))
+        manifest = BackboneManifest(
+            tag=str(tag), name=info.name, sha256=info.sha256, origin=info.origin, packages=_installed_packages()
+        )
+        _seal(stage, tag, manifest, {"origin": info.origin})
+        if not publish(stage, tag):
+            try:
+                verify_folder(folder_of(tag), tag, BackboneManifest)
+            except ArtifactError:
+                discard(tag)
+                publish(stage, tag)
+    return tag
+
+
+def find_backbone(name: str, sha256: str) -> tuple[Tag, Path] | None:
+    """The newest sound backbone in the store with these weights (the SHA-256 of the weights), to spare an export."""
+    found: list[tuple[BackboneManifest, Tag]] = []
+    for version in versions_in(BACKBONE_PREFIX + name):
+        tag = Tag(BACKBONE_PREFIX + name, version)
+        with suppress(ArtifactError):
+            manifest = verify_folder(folder_of(tag), tag, BackboneManifest, remember=True)
+            if manifest.sha256 == sha256:
+                found.append((manifest, tag))
+    if not found:
+        return None
+    tag = max(found, key=lambda item: item[0].created)[1]
+    return tag, folder_of(tag)
+
+
+def read_version(product: str | Tag, version: str | None = None, *, verify: bool = True) -> Stored:
+    """Open a version: exactly named (``product:version``, a tag), or the product's version in production.
+
+    With `verify`, every file's SHA-256 is checked and nothing may be missing or extra, in the version and in its
+    backbone; without, only the manifests are.
+
+    Raises
+    ------
+    NotFound
+        No such product or version.
+    ArtifactError
+        The version is damaged, foreign or from a later release; the message says which file and what to do.
+    """
+    tag = resolve(product, version)
+    folder = folder_of(tag)
+    manifest = verify_folder(folder, tag, Manifest) if verify else read_manifest(folder, tag, Manifest)
+    return Stored(folder, tag, manifest, open_backbone(manifest, verify=verify))
+
+
+def _seal(folder: Path, tag: Tag, manifest: Manifest | BackboneManifest, metadata: dict[str, Any]) -> None:
+    """Add BentoML's description, the manifest with every file's hash, and the manifest's own; flush all to disk."""
+    described = ModelInfo(
+        tag=tag,
+        module="",
+        labels={"made-by": "ood-runners"},
+        options={},
+        metadata=metadata,
+        context=ModelContext(framework_name="", framework_versions={}),
+        signatures={},
+        api_version="v1",
+        creation_time=manifest.created,
+    )
+    with (folder / MODEL_YAML).open("w", encoding="utf-8") as stream:
+        described.dump(stream)
+    files = {name: sha256(folder / name) for name in list_files(folder) if name not in (MANIFEST, MANIFEST_SUM)}
+    # Validated once more, so that what cannot be read again is never written.
+    sealed = type(manifest).from_json(manifest.model_copy(update={"files": files}).to_json(), str(tag))
+    text = sealed.to_json().encode()
+    (folder / MANIFEST).write_bytes(text)
+    (folder / MANIFEST_SUM).write_text(manifest_sum(text), encoding="utf-8")
+    flush_tree(folder)
+
+
+@functools.cache
+def _installed_packages() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in RECORDED_PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
