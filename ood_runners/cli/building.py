@@ -1,0 +1,156 @@
+"""Fit and evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ood_runners.cli.app import app, short
+from ood_runners.training.progress import progress_for
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help=(
+            "A folder of pictures, MVTec's layout (train/good, test/*, ground_truth/*), or class folders "
+            "(train/<class>/…)."
+        ),
+        show_default=False,
+    ),
+]
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    """``224`` or ``256x384`` (height x width) in pixels."""
+    try:
+        height, width = (int(part) for part in (text.split("x") if "x" in text else (text, text)))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no size; give 224, or HEIGHTxWIDTH such as 256x384.") from None
+    if min(height, width) < 32:
+        raise typer.BadParameter("the smallest size is 32 pixels.")
+    return height, width
+
+
+def _parse_alpha(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter("alpha is a false-alarm rate between 0 and 1, such as 0.01.")
+    return value
+
+
+Alpha = Annotated[
+    float | None,
+    typer.Option(callback=_parse_alpha, help="Another false-alarm rate than the product's own.", show_default=False),
+]
+
+
+@app.command()
+def fit(
+    data: Data,
+    product: Annotated[str, typer.Option(help="What the version is fitted for, e.g. hazelnut.", show_default=False)],
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="resnet50, resnet50_v1, wide_resnet50_2, resnet18, efficientnet_lite0 (needs no download), or auto."
+        ),
+    ] = "resnet50",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A state dict (.safetensors or .pth), such as your own classifier's; ImageNet's otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(callback=_parse_alpha, help="The share of normal pictures that may be called anomalous.")
+    ] = 0.01,
+    size: Annotated[
+        str, typer.Option(metavar="PIXELS", help="What pictures are resized to: 224, or HEIGHTxWIDTH.")
+    ] = "224",
+    detectors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Some of memory_bank,mahalanobis,vae,softmax; all that the weights allow otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same version.")] = 0,
+    promote: Annotated[bool, typer.Option(help="Put the new version into production.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Fit a new version of a product from a folder of normal pictures, and put it into production.
+
+    The last line printed is the tag of the version. A fit that fails or is interrupted leaves the store as it was.
+
+    \b
+      fit photos/hazelnut --product hazelnut
+      fit photos/hazelnut --product hazelnut --alpha 0.05 --no-promote
+      fit photos --product lab --weights classifier.safetensors --detectors softmax,mahalanobis
+    """
+    pixels = _parse_size(size)
+    from ood_runners.training.fit import fit as fit_product
+
+    result = fit_product(
+        data,
+        product=product,
+        backbone=backbone,
+        weights=weights,
+        alpha=alpha,
+        size=pixels,
+        detectors=[name.strip() for name in detectors.split(",")] if detectors else None,
+        seed=seed,
+        promote=promote,
+        device=device,
+        progress=progress_for(),
+    )
+    for line in result.lines:
+        typer.echo(line)
+    typer.echo(short(result.tag))
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    product: Annotated[
+        str, typer.Option(metavar="NAME[:VERSION]", help="The version in production unless named.", show_default=False)
+    ],
+    alpha: Alpha = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the metrics here.", show_default=False)
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page with curves and pictures here.", show_default=False),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one CSV row a picture here.", show_default=False)
+    ] = None,
+) -> None:
+    """Judge a folder's test pictures and report how well the version tells normal from anomalous.
+
+    \b
+      evaluate photos/hazelnut --product hazelnut --html report.html
+      evaluate photos/hazelnut --product hazelnut:VERSION --json metrics.json --scores scores.csv
+    """
+    from ood_runners.artifacts import read_version
+    from ood_runners.pipeline import Product
+    from ood_runners.training.datasets import discover
+    from ood_runners.training.evaluate import evaluate as evaluate_product
+    from ood_runners.training.report import write_report
+
+    dataset = discover(data)
+    evaluation = evaluate_product(Product.open(read_version(product)), dataset, alpha=alpha, progress=progress_for())
+    for line in evaluation.lines():
+        typer.echo(line)
+    if json is not None:
+        json.write_text(evaluation.to_json(), encoding="utf-8")
+    if scores is not None:
+        evaluation.write_scores(scores)
+    if html is not None:
+        write_report(evaluation, html)
+    for made in filter(None, (json, scores, html)):
+        typer.echo(made)
