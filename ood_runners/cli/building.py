@@ -136,14 +136,17 @@ def evaluate(
       evaluate photos/hazelnut --product hazelnut --html report.html
       evaluate photos/hazelnut --product hazelnut:VERSION --json metrics.json --scores scores.csv
     """
+    for file in filter(None, (json, html, scores)):
+        if not file.parent.is_dir():  # said now, not after minutes of work
+            raise typer.BadParameter(f"there is no folder {file.parent} to write {file.name} into.")
     from ood_runners.artifacts import read_version
     from ood_runners.pipeline import Product
     from ood_runners.training.datasets import discover
     from ood_runners.training.evaluate import evaluate as evaluate_product
-    from ood_runners.training.report import write_report
 
     dataset = discover(data)
-    evaluation = evaluate_product(Product.open(read_version(product)), dataset, alpha=alpha, progress=progress_for())
+    opened = Product.open(read_version(product))
+    evaluation = evaluate_product(opened, dataset, alpha=alpha, progress=progress_for())
     for line in evaluation.lines():
         typer.echo(line)
     if json is not None:
@@ -151,6 +154,8 @@ def evaluate(
     if scores is not None:
         evaluation.write_scores(scores)
     if html is not None:
-        write_report(evaluation, html)
+        from ood_runners.training.report import write_report
+
+        write_report(evaluation, html, opened)
     for made in filter(None, (json, scores, html)):
         typer.echo(made)

@@ -96,6 +96,7 @@ def test_help_names_and_explains_every_command(command: str) -> None:
         ["fit", "folder", "--product", "p", "--size", "big"],
         ["fit", "folder", "--product", "p", "--size", "8"],
         ["evaluate", "folder", "--product", "p", "--alpha", "0"],
+        ["evaluate", "folder", "--product", "p", "--html", "no/such/folder/report.html"],
         ["list", "--product", "No Such Name"],
     ],
 )
