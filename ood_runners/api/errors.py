@@ -1,0 +1,61 @@
+"""Every failure in one shape: ``{"error": {"code", "message"}}`` with the status that fits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ood_runners.errors import BadParameter, DeadlineExceeded, MalformedRequest, OODError
+
+logger = logging.getLogger(__name__)
+RETRY_AFTER_S = 1
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 504: "deadline_exceeded"}
+# Kinds of validation error that say that a field cannot be read at all, rather than that its value is out of range.
+UNREADABLE = frozenset({"missing", "value_error", "json_invalid"})
+
+
+def answer(error: OODError) -> JSONResponse:
+    """The HTTP answer of an error."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
+    return JSONResponse({"error": error.to_dict()}, error.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Give `app` the handlers."""
+    app.add_exception_handler(OODError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _bug)
+
+
+async def _ours(_: Request, error: Any) -> JSONResponse:
+    return answer(error)
+
+
+async def _invalid(_: Request, error: Any) -> JSONResponse:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"][1:])
+    if first["type"] == "missing":
+        return answer(MalformedRequest(f"The field {field!r} is missing; send a multipart/form-data form with it."))
+    if first["type"] in UNREADABLE:
+        return answer(MalformedRequest(f"The field {field!r} must hold a file, not text; nothing is fetched by URL."))
+    return answer(BadParameter(f"The field {field!r} is out of range: {first['msg'].lower()}."))
+
+
+async def _http(_: Request, error: Any) -> JSONResponse:
+    code = CODES.get(error.status_code, MalformedRequest.code)
+    body = {"error": {"code": code, "message": str(error.detail)}}
+    return JSONResponse(body, error.status_code, getattr(error, "headers", None))
+
+
+async def _bug(request: Request, error: Any) -> JSONResponse:
+    if isinstance(error, asyncio.TimeoutError):
+        return answer(DeadlineExceeded("The request did not finish within its deadline."))
+    logger.error("%s failed", request.url.path, exc_info=error)
+    return answer(OODError("Something failed that should not have; the server's log says what."))

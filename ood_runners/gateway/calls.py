@@ -1,0 +1,81 @@
+"""Calls to a runner: a deadline on each, one retry, and failures in this package's own words."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+from bentoml.exceptions import BentoMLException
+
+from ood_runners.errors import DeadlineExceeded, OODError, Overloaded
+
+logger = logging.getLogger(__name__)
+Item = dict[str, Any]
+BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
+_ERRORS = {kind.code: kind for kind in OODError.__subclasses__()}
+
+
+def error_from_dict(error: Mapping[str, str]) -> OODError:
+    """The error that ``OODError.to_dict`` wrote on the other side."""
+    return _ERRORS.get(error["code"], OODError)(error["message"])
+
+
+class Runner:
+    """One runner of the graph.
+
+    Parameters
+    ----------
+    name : how messages and logs call it
+    proxy : what ``bentoml.depends`` gives
+    """
+
+    def __init__(self, name: str, proxy: Any) -> None:
+        self.name = name
+        self._proxy = proxy.to_async
+
+    async def infer(self, items: Sequence[Item], deadline: float) -> list[Item | OODError]:
+        """One answer an item, in order; an error in the place of an item that failed.
+
+        `deadline` is a time of ``time.monotonic()``. Scoring is idempotent, so a connection that breaks is
+        tried once more. Raises Overloaded when the runner is away and DeadlineExceeded when it is late.
+        """
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                try:
+                    answers = await self._proxy.infer(list(items))
+                except BROKEN as error:
+                    logger.warning("%s: %r; tried once more", self.name, error)
+                    answers = await self._proxy.infer(list(items))
+        except TimeoutError:
+            if await self.is_ready(timeout=0.5):
+                raise DeadlineExceeded(f"{self.name} did not answer within the request's deadline.") from None
+            raise self._away() from None
+        except BROKEN as error:
+            raise self._away() from error
+        except BentoMLException as error:
+            raise self._translate(error) from error
+        return [error_from_dict(answer["error"]) if "error" in answer else answer for answer in answers]
+
+    def _away(self) -> Overloaded:
+        return Overloaded(f"{self.name} is away; it is started again by itself, so send this again later.")
+
+    def _translate(self, error: BentoMLException) -> OODError:
+        if error.error_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            return Overloaded(f"{self.name} has more to do than it can finish in time; send this again later.")
+        if error.error_code == HTTPStatus.GATEWAY_TIMEOUT:
+            return DeadlineExceeded(f"{self.name} did not answer within the request's deadline.")
+        logger.error("%s failed: %s", self.name, error)
+        return OODError(f"{self.name} failed; its log says why.")
+
+    async def is_ready(self, timeout: float = 1.0) -> bool:
+        """Whether the runner answers its readiness probe within `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                return bool(await self._proxy.is_ready())
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return False
