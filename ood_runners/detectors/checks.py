@@ -1,0 +1,23 @@
+"""Checks that the detectors share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners.errors import DataError
+
+
+def finite_float32(array: NDArray[Any], what: str) -> NDArray[np.float32]:
+    """The array as float32 (16-bit inputs are upcast); DataError when it holds a NaN or an infinity."""
+    values = np.asarray(array, dtype=np.float32)
+    # A sum is finite only if every term is, and costs no temporary; it may overflow, so look closely only then.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(values.sum())
+    if suspicious and not np.isfinite(values).all():
+        raise DataError(
+            f"The {what} hold a NaN or an infinity; check the backbone's weights and that its values fit 16 bits."
+        )
+    return values

@@ -1,0 +1,207 @@
+"""Distance of each patch to its nearest normal patches: the detector that localises small defects.
+
+References
+----------
+Roth et al., "Towards Total Recall in Industrial Anomaly Detection" (PatchCore), CVPR 2022.
+Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences" (SPADE), 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners.detectors.base import Detector, top_mean
+from ood_runners.detectors.checks import finite_float32
+from ood_runners.detectors.coreset import greedy_coreset
+from ood_runners.errors import ArtifactError, DataError
+from ood_runners.features import Features, Scores
+
+MAX_PATCHES = 300_000  # in memory at a time while the bank is chosen: about 160 MB at 128 dimensions
+SEARCH_PICTURES = 32  # scored at a time
+
+
+class MemoryBank(Detector):
+    """Mean Euclidean distance to the k nearest patches of a greedy k-centre coreset of normal patches.
+
+    Parameters
+    ----------
+    size : entries in the bank, at most
+    k : neighbours; clipped to the bank's size
+    seed : of the coreset's first point and its projection
+
+    Attributes
+    ----------
+    bank_ : float16 (m, d)
+        The entries. Scores are computed from these rounded values at fit time too, so that a stored
+        bank scores as the fitted one.
+    source_ : int32 (m, 2)
+        Index of the training picture and of the cell in its grid (row-major) that each entry comes from.
+    fold_ : int32 (m,)
+        The fold each entry was chosen from (all 0 after a plain ``fit``).
+    """
+
+    name = "memory_bank"
+    localises = True
+
+    def __init__(self, *, size: int = 10_000, k: int = 3, seed: int = 0) -> None:
+        self.size = size
+        self.k = k
+        self.seed = seed
+        self._index: Any = None
+
+    def params(self) -> dict[str, Any]:
+        return {"size": self.size, "k": self.k, "seed": self.seed}
+
+    def fit(
+        self,
+        features: Features,
+        labels: NDArray[np.int64] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Choose the bank from all patches, taken as one fold.
+
+        ``features.patches`` is float16 or float32 (n, h, w, d) and may be memory-mapped: at most
+        `MAX_PATCHES` patches are in memory at a time. `progress` is called with the entries chosen so far.
+        """
+        self._choose(_patches(features), np.zeros(len(features), np.int64), progress)
+        return self
+
+    def fit_held_out(
+        self,
+        features: Features,
+        folds: NDArray[np.int64],
+        labels: NDArray[np.int64] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> Scores:
+        """Choose one coreset a fold; the bank is their union, and a fold is scored without its own entries.
+
+        One pass gives bank and held-out scores. The final bank is a superset of the one that scored each
+        held-out picture, so held-out scores are, if anything, larger than those of new normal pictures:
+        p-values from them err on the side of fewer false alarms.
+        """
+        folds = np.asarray(folds)
+        if len(np.unique(folds)) < 2:
+            raise DataError("Held-out scores need at least two folds; give at least two normal pictures.")
+        self._choose(_patches(features), folds, progress)
+        parts: list[Scores] = []
+        order: list[NDArray[np.int64]] = []
+        for fold in np.unique(folds):
+            rest = _build_index(self.bank_[self.fold_ != fold])
+            rows = np.flatnonzero(folds == fold)
+            parts.append(self._score(features, rows, rest))
+            order.append(rows)
+        return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
+
+    def score(self, features: Features) -> Scores:
+        """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: its highest 1 %."""
+        if self._index is None:
+            self._index = _build_index(self.bank_)
+        return self._score(features, np.arange(len(features)), self._index)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        return {"bank": self.bank_, "source": self.source_, "fold": self.fold_}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> Self:
+        detector = cls(**params)
+        detector.bank_, detector.source_, detector.fold_ = arrays["bank"], arrays["source"], arrays["fold"]
+        if detector.bank_.ndim != 2 or not len(detector.bank_):
+            raise ArtifactError("The stored memory bank is empty or has no (entries, dimensions) shape.")
+        return detector
+
+    def _choose(self, patches: NDArray[Any], folds: NDArray[np.int64], progress: Callable[[int], None] | None) -> None:
+        bank: list[NDArray[np.float16]] = []
+        source: list[NDArray[np.int32]] = []
+        fold_of: list[NDArray[np.int32]] = []
+        taken = 0
+        for fold in np.unique(folds):
+            rows = np.flatnonzero(folds == fold)
+            # Shares by cumulative rounding: proportional to the pictures, and they add up to `size`.
+            share = round(self.size * (taken + len(rows)) / len(patches)) - round(self.size * taken / len(patches))
+            taken += len(rows)
+            done = sum(map(len, bank))
+            report = None if progress is None else lambda count, done=done: progress(done + count)
+            entries, origin = _coreset_of_pictures(patches, rows, max(1, share), self.seed, report)
+            bank.append(entries)
+            source.append(origin)
+            fold_of.append(np.full(len(entries), fold, np.int32))
+        self.bank_ = np.concatenate(bank)
+        self.source_ = np.concatenate(source)
+        self.fold_ = np.concatenate(fold_of)
+        self._index = None
+
+    def _score(self, features: Features, rows: NDArray[np.int64], index: Any) -> Scores:
+        patches = _patches(features)
+        if patches.shape[-1] != index.d:
+            raise DataError(
+                f"The patches have {patches.shape[-1]} dimensions and the memory bank {index.d}; "
+                "use the backbone and projection that the bank was fitted with."
+            )
+        k = min(self.k, index.ntotal)
+        maps = np.empty((len(rows), *patches.shape[1:3]), np.float32)
+        for start in range(0, len(rows), SEARCH_PICTURES):
+            part = finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features")
+            squared, _ = index.search(part.reshape(-1, index.d), k)
+            maps[start : start + SEARCH_PICTURES] = np.sqrt(squared).mean(axis=1).reshape(part.shape[:3])
+        return Scores(image=top_mean(maps), map=maps)
+
+
+def _patches(features: Features) -> NDArray[Any]:
+    """The patches (n, h, w, d), or a DataError when there are none."""
+    if features.patches is None or features.patches.ndim != 4:
+        raise DataError("The memory bank needs patch features of shape (pictures, height, width, dimensions).")
+    return features.patches
+
+
+def _build_index(bank: NDArray[np.float16]) -> Any:
+    """Exact Euclidean search over the bank's entries."""
+    import faiss
+
+    index = faiss.IndexFlatL2(bank.shape[1])
+    index.add(np.ascontiguousarray(bank, dtype=np.float32))
+    return index
+
+
+def _coreset_of_pictures(
+    patches: NDArray[Any],
+    rows: NDArray[np.int64],
+    size: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
+    """Coreset of the chosen pictures' patches: float16 (m, d) and their origin int32 (m, 2).
+
+    With more than `MAX_PATCHES` patches, coresets of runs of pictures are merged and reduced to one again;
+    greedy k-centre composes (Malkomes et al., "Fast Distributed k-Center Clustering with Outliers", 2015).
+    """
+    cells, d = patches.shape[1] * patches.shape[2], patches.shape[3]
+    run = max(1, MAX_PATCHES // cells)
+    runs = -(-len(rows) // run)
+    entries: NDArray[np.float16] = np.empty((0, d), np.float16)
+    origin: NDArray[np.int32] = np.empty((0, 2), np.int32)
+    for i in range(runs):
+        pictures = rows[i * run : (i + 1) * run]
+        points = _to_float16(patches[pictures]).reshape(-1, d)
+        report = None if progress is None else lambda count, i=i: progress((i * size + count) // runs)
+        chosen = greedy_coreset(points, size, seed=seed, progress=report)
+        entries = np.concatenate([entries, points[chosen]])
+        origin = np.concatenate(
+            [origin, np.stack([pictures[chosen // cells], chosen % cells], axis=1).astype(np.int32)]
+        )
+        last = i == runs - 1
+        if len(entries) > size and (last or len(entries) > MAX_PATCHES):
+            kept = greedy_coreset(entries, size, seed=seed)
+            entries, origin = entries[kept], origin[kept]
+    return entries, origin
+
+
+def _to_float16(array: NDArray[Any]) -> NDArray[np.float16]:
+    """Rounded to the bank's stored type; values beyond its range become infinite and are refused later."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array, dtype=np.float16)

@@ -1,0 +1,187 @@
+"""The memory bank against scikit-learn's exact neighbours and brute force."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from ood_runners.detectors import memory_bank
+from ood_runners.detectors.memory_bank import MemoryBank
+from ood_runners.errors import ArtifactError, DataError
+from ood_runners.features import Features, Scores
+
+
+def normals(n: int = 12, side: int = 6, d: int = 10, seed: int = 0) -> Features:
+    patches = np.random.default_rng(seed).normal(size=(n, side, side, d)).astype(np.float16)
+    return Features(patches=patches)
+
+
+def reference_map(bank: np.ndarray, patches: np.ndarray, k: int) -> np.ndarray:
+    """Mean distance to the k nearest entries, by scikit-learn in float64."""
+    neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank.astype(np.float64))
+    distances, _ = neighbours.kneighbors(patches.reshape(-1, patches.shape[-1]).astype(np.float64))
+    return distances.mean(axis=1).reshape(patches.shape[:3])
+
+
+def assert_same(left: Scores, right: Scores) -> None:
+    np.testing.assert_allclose(left.image, right.image, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(left.map, right.map, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_map_equals_scikit_learn(k: int) -> None:
+    detector = MemoryBank(size=100, k=k).fit(normals())
+    queries = normals(5, seed=1)
+    scores = detector.score(queries)
+    assert detector.bank_.shape == (100, 10) and detector.bank_.dtype == np.float16
+    assert scores.map is not None and scores.map.shape == (5, 6, 6) and scores.map.dtype == np.float32
+    np.testing.assert_allclose(scores.map, reference_map(detector.bank_, queries.patches, k), rtol=1e-4)
+    np.testing.assert_allclose(scores.image, scores.map.reshape(5, -1).max(axis=1))  # 1 % of 36 cells is one
+
+
+def test_entries_are_the_patches_that_source_names() -> None:
+    features = normals()
+    detector = MemoryBank(size=80)
+    detector.fit_held_out(features, np.arange(12) % 3)
+    cells = features.patches.reshape(12, 36, 10)
+    np.testing.assert_array_equal(cells[detector.source_[:, 0], detector.source_[:, 1]], detector.bank_)
+    np.testing.assert_array_equal(detector.source_[:, 0] % 3, detector.fold_)
+    assert detector.source_.dtype == np.int32 and len(np.unique(detector.source_, axis=0)) == 80
+
+
+def test_held_out_equals_brute_force() -> None:
+    features, folds = normals(), np.random.default_rng(4).permutation(np.arange(12) % 4)
+    detector = MemoryBank(size=90, k=2)
+    scores = detector.fit_held_out(features, folds)
+    for i, fold in enumerate(folds):
+        rest = detector.bank_[detector.fold_ != fold]
+        np.testing.assert_allclose(scores.map[i], reference_map(rest, features.patches[i : i + 1], 2)[0], rtol=1e-4)
+    # The final bank is a superset of each one that scored a fold.
+    assert (detector.score(features).map <= scores.map + 1e-3).all()
+
+
+def test_uneven_folds_share_in_proportion_and_fill_the_bank() -> None:
+    detector = MemoryBank(size=101)
+    detector.fit_held_out(normals(), np.array([5] * 6 + [2] * 4 + [9] * 2))
+    folds, counts = np.unique(detector.fold_, return_counts=True)
+    assert folds.tolist() == [2, 5, 9] and counts.sum() == 101
+    np.testing.assert_allclose(counts / 101, [4 / 12, 6 / 12, 2 / 12], atol=0.01)
+
+
+def test_one_fold_gives_the_bank_of_fit() -> None:
+    fitted = MemoryBank(size=50, seed=3).fit(normals())
+    again = MemoryBank(size=50, seed=3).fit(normals())
+    np.testing.assert_array_equal(fitted.bank_, again.bank_)
+    with pytest.raises(DataError, match="two folds"):
+        MemoryBank().fit_held_out(normals(), np.zeros(12, np.int64))
+
+
+def test_a_batch_equals_its_pictures_one_by_one() -> None:
+    detector = MemoryBank(size=60).fit(normals())
+    queries = normals(70, seed=2)  # more than are searched at a time
+    one_by_one = Scores.concatenate([detector.score(queries[i : i + 1]) for i in range(len(queries))])
+    assert_same(detector.score(queries), one_by_one)
+
+
+def test_round_trip_scores_the_same() -> None:
+    features = Features(patches=np.random.default_rng(0).normal(size=(8, 5, 5, 4)).astype(np.float32))
+    detector = MemoryBank(size=40, k=2).fit(features)
+    arrays = {name: array.copy() for name, array in detector.to_arrays().items()}
+    loaded = MemoryBank.from_arrays(arrays, detector.params())
+    np.testing.assert_array_equal(loaded.score(features).map, detector.score(features).map)
+    assert loaded.params() == detector.params() and loaded.to_arrays().keys() == arrays.keys()
+
+
+def test_fit_again_replaces_the_bank() -> None:
+    detector = MemoryBank(size=30).fit(normals(seed=1))
+    before = detector.score(normals(seed=1)).image
+    detector.fit(normals(seed=8))
+    assert detector.score(normals(seed=1)).image.mean() > before.mean()
+
+
+def test_k_is_clipped_to_a_small_bank() -> None:
+    patches = np.zeros((2, 3, 3, 4), np.float16)  # all patches coincide: the bank has a single entry
+    detector = MemoryBank(k=5).fit(Features(patches=patches))
+    assert len(detector.bank_) == 1
+    far = detector.score(Features(patches=patches + np.float16(1)))
+    np.testing.assert_allclose(far.map, 2.0)
+
+
+def test_grows_with_displacement() -> None:
+    detector = MemoryBank(size=100).fit(normals())
+    query = normals(1, seed=3).patches.astype(np.float32)
+    images = []
+    for step in (0, 2, 4, 8):
+        moved = query.copy()
+        moved[0, 2, 2] += step
+        images.append(float(detector.score(Features(patches=moved)).image[0]))
+    assert images == sorted(images) and len(set(images)) == 4
+
+
+def test_merge_reduce_covers_nearly_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = normals(30)
+    whole = MemoryBank(size=120, k=1).fit(features)
+    monkeypatch.setattr(memory_bank, "MAX_PATCHES", 200)  # runs of five pictures, and merges in between
+    merged = MemoryBank(size=120, k=1).fit(features)
+    assert merged.bank_.shape == whole.bank_.shape
+    cells = features.patches.reshape(30, 36, 10)
+    np.testing.assert_array_equal(cells[merged.source_[:, 0], merged.source_[:, 1]], merged.bank_)
+    assert len(np.unique(merged.source_[:, 0])) > 20  # from all runs, not from the last
+    assert merged.score(features).map.max() < 1.3 * whole.score(features).map.max()
+
+
+def test_progress_grows_to_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_bank, "MAX_PATCHES", 150)
+    seen: list[int] = []
+    MemoryBank(size=300).fit_held_out(normals(20), np.arange(20) % 2, progress=seen.append)
+    assert seen == sorted(seen) and 0 < seen[0] < 300 and seen[-1] == 300
+
+
+def test_memory_stays_bounded_on_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (400, 14, 14, 128)  # 20 MB
+    patches = np.lib.format.open_memmap(tmp_path / "patches.npy", mode="w+", dtype=np.float16, shape=shape)
+    rng = np.random.default_rng(0)
+    for start in range(0, 400, 50):
+        patches[start : start + 50] = rng.normal(size=(50, *shape[1:]))
+    patches.flush()
+    features = Features(patches=np.load(tmp_path / "patches.npy", mmap_mode="r"))
+    folds = np.arange(400) % 4
+    detector = MemoryBank(size=80)
+    monkeypatch.setattr(memory_bank, "MAX_PATCHES", 2_000)
+    monkeypatch.setattr(memory_bank, "SEARCH_PICTURES", 4)
+    import faiss  # noqa: F401  (its loading is not the bank's memory)
+
+    tracemalloc.start()
+    try:
+        scores = detector.fit_held_out(features, folds)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(scores) == 400 and len(detector.bank_) == 80
+    assert peak < 6 * 2**20, f"{peak / 2**20:.1f} MiB at its peak for a file of 20 MB"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
+def test_refuses_what_is_not_finite(bad: float) -> None:
+    features = Features(patches=normals().patches.astype(np.float32))
+    features.patches[3, 1, 1, 1] = bad
+    with pytest.raises(DataError, match="NaN or an infinity"):
+        MemoryBank().fit(features)
+    if not np.isfinite(bad):
+        with pytest.raises(DataError, match="NaN or an infinity"):
+            MemoryBank().fit(normals()).score(features)
+
+
+def test_says_what_does_not_fit() -> None:
+    with pytest.raises(DataError, match="needs patch features"):
+        MemoryBank().fit(Features(pooled={"layer3": np.ones((3, 4), np.float32)}))
+    detector = MemoryBank(size=20).fit(normals())
+    with pytest.raises(DataError, match="11 dimensions and the memory bank 10"):
+        detector.score(normals(d=11))
+    arrays = detector.to_arrays() | {"bank": np.empty((0, 10), np.float16)}
+    with pytest.raises(ArtifactError, match="empty"):
+        MemoryBank.from_arrays(arrays, detector.params())
