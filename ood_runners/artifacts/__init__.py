@@ -1,5 +1,6 @@
 """Fitted products as immutable versions in the BentoML model store: write, read, promote, roll back, carry."""
 
+from ood_runners.artifacts.cache import LoadedVersions
 from ood_runners.artifacts.catalogue import VersionInfo, delete_version, list_versions, resolve
 from ood_runners.artifacts.manifest import (
     SCHEMA_VERSION,
@@ -27,6 +28,7 @@ from ood_runners.artifacts.store import (
     write_backbone,
     write_version,
 )
+from ood_runners.artifacts.transfer import export_version, import_version
 from ood_runners.artifacts.versions import promote, rollback
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "FeaturesEntry",
     "GoldenEntry",
     "InputEntry",
+    "LoadedVersions",
     "Manifest",
     "SkippedFile",
     "Stored",
@@ -48,8 +51,10 @@ __all__ = [
     "check_product",
     "check_writable",
     "delete_version",
+    "export_version",
     "find_backbone",
     "history",
+    "import_version",
     "list_versions",
     "open_writer",
     "parse",

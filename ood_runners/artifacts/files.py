@@ -102,8 +102,8 @@ def _sentence(error: OSError, folder: Path, doing: str) -> str:
         return f"The disk is full: could not {doing} in {folder}; free some space there and try again."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return (
-            f"{folder} cannot be written ({os.strerror(error.errno)}): could not {doing}; mount it writable or "
-            "set BENTOML_HOME to a folder that is."
+            f"{folder} cannot be written ({os.strerror(error.errno)}): could not {doing}; use a place that can be "
+            "written (BENTOML_HOME names the store's)."
         )
     return f"Could not {doing} in {folder}: {error}."
 

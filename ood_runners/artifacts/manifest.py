@@ -46,6 +46,7 @@ def _product(name: str) -> str:
         raise ValueError(str(error)) from error
 
 
+BackboneTag = Annotated[str, Field(pattern=r"^ood-backbone-[a-z0-9._-]{0,49}[a-z0-9]:[0-9a-f]{12}$")]
 Sha256 = Annotated[str, AfterValidator(_check_sha256)]
 FileName = Annotated[str, AfterValidator(check_file_name)]
 ProductName = Annotated[str, AfterValidator(_product)]
@@ -62,7 +63,7 @@ class BackboneEntry(_Part):
     """Which backbone a version was fitted on: its tag in the store, and the SHA-256 of its weights."""
 
     name: str
-    tag: str
+    tag: BackboneTag
     sha256: Sha256
     origin: str
     precision: str = "float32"

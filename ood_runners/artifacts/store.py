@@ -28,6 +28,7 @@ from ood_runners.artifacts.verify import (
     MANIFEST_SUM,
     MODEL_YAML,
     OWN_FILES,
+    AnyManifest,
     content_version,
     manifest_sum,
     open_backbone,
@@ -167,13 +168,32 @@ def write_backbone(info: BackboneLike, folder: Path) -> Tag:
             tag=str(tag), name=info.name, sha256=info.sha256, origin=info.origin, packages=_installed_packages()
         )
         _seal(stage, tag, manifest, {"origin": info.origin})
-        if not publish(stage, tag):
-            try:
-                verify_folder(folder_of(tag), tag, BackboneManifest)
-            except ArtifactError:
-                discard(tag)
-                publish(stage, tag)
+        place(stage, tag, BackboneManifest)
     return tag
+
+
+def place(folder: Path, tag: Tag, kind: type[AnyManifest]) -> None:
+    """Put a sealed and verified folder into the store; an equal version there stays, a damaged copy is replaced.
+
+    Raises
+    ------
+    ArtifactError
+        The store holds a version of that tag with other content.
+    """
+    if publish(folder, tag):
+        return
+    held = folder_of(tag)
+    other: AnyManifest | None = None
+    with suppress(ArtifactError):
+        other = read_manifest(held, tag, kind)
+    # A backbone's tag stands for its content; who exported it, and when, does not matter.
+    if isinstance(other, Manifest) and other != read_manifest(folder, tag, kind):
+        raise ArtifactError(f"The store holds {tag} already, with other content; a version never changes.")
+    with suppress(ArtifactError):
+        verify_folder(held, tag, kind)
+        return
+    discard(tag)
+    publish(folder, tag)
 
 
 def find_backbone(name: str, sha256: str) -> tuple[Tag, Path] | None:

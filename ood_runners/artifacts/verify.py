@@ -12,7 +12,7 @@ from bentoml import Tag
 
 from ood_runners.artifacts.files import list_files, sha256, sha256_once
 from ood_runners.artifacts.manifest import WAYS_ON, BackboneManifest, Manifest
-from ood_runners.artifacts.names import BACKBONE_PREFIX, folder_of
+from ood_runners.artifacts.names import folder_of
 from ood_runners.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -103,8 +103,6 @@ def open_backbone(manifest: Manifest, *, verify: bool = True) -> Path:
         The backbone is missing, damaged, or holds other weights than those of the fit.
     """
     entry = manifest.backbone
-    if not entry.tag.startswith(BACKBONE_PREFIX) or entry.tag.count(":") != 1:
-        raise ArtifactError(f"{manifest.tag}: {entry.tag!r} is no backbone's tag; {WAYS_ON}.")
     tag = Tag.from_str(entry.tag)
     folder = folder_of(tag)
     if not folder.is_dir():
