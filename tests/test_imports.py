@@ -14,8 +14,8 @@ PACKAGE = "ood_runners"
 
 # From the bottom up; a part may import those before it and itself. What is not named here is a runner, or of the api.
 LAYERS = ("errors", "features", "images", "maps", "backbones", "detectors", "calibration", "artifacts", "pipeline")
+PART_OF = {"image_guards": "images"}
 SERVING = "serving"
-ON_TOP = ("cli", "demo", "build_artifacts", "service")
 MAY_IMPORT: dict[str, set[str]] = {
     **{layer: {*LAYERS[: i + 1], ""} for i, layer in enumerate(LAYERS)},
     "training": {*LAYERS, "training", ""},
@@ -33,6 +33,7 @@ def layer_of(module: str) -> str:
     if module == PACKAGE:
         return ""
     name = module.removeprefix(PACKAGE + ".").split(".")[0]
+    name = PART_OF.get(name, name)
     return name if name in MAY_IMPORT else SERVING
 
 
