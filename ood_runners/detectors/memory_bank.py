@@ -66,7 +66,8 @@ class MemoryBank(Detector):
         """Choose the bank from all patches, taken as one fold.
 
         ``features.patches`` is float16 or float32 (n, h, w, d) and may be memory-mapped: at most
-        `MAX_PATCHES` patches are in memory at a time. `progress` is called with the entries chosen so far.
+        `MAX_PATCHES` patches are in memory at a time. `progress` is called with how many of the `size`
+        entries are done.
         """
         self._choose(_patches(features), np.zeros(len(features), np.int64), progress)
         return self
@@ -123,11 +124,12 @@ class MemoryBank(Detector):
         for fold in np.unique(folds):
             rows = np.flatnonzero(folds == fold)
             # Shares by cumulative rounding: proportional to the pictures, and they add up to `size`.
-            share = round(self.size * (taken + len(rows)) / len(patches)) - round(self.size * taken / len(patches))
+            start, end = (round(self.size * part / len(patches)) for part in (taken, taken + len(rows)))
             taken += len(rows)
-            done = sum(map(len, bank))
-            report = None if progress is None else lambda count, done=done: progress(done + count)
-            entries, origin = _coreset_of_pictures(patches, rows, max(1, share), self.seed, report)
+            report = None if progress is None else lambda count, start=start: progress(start + count)
+            entries, origin = _coreset_of_pictures(patches, rows, max(1, end - start), self.seed, report)
+            if progress is not None:
+                progress(end)
             bank.append(entries)
             source.append(origin)
             fold_of.append(np.full(len(entries), fold, np.int32))

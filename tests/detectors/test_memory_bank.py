@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def normals(n: int = 12, side: int = 6, d: int = 10, seed: int = 0) -> Features:
     return Features(patches=patches)
 
 
-def reference_map(bank: np.ndarray, patches: np.ndarray, k: int) -> np.ndarray:
+def reference_map(bank: Any, patches: Any, k: int) -> np.ndarray:
     """Mean distance to the k nearest entries, by scikit-learn in float64."""
     neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank.astype(np.float64))
     distances, _ = neighbours.kneighbors(patches.reshape(-1, patches.shape[-1]).astype(np.float64))
