@@ -1,0 +1,54 @@
+"""Weights -> the folder that a runner opens: an OpenVINO graph, the weights, and what they are."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import openvino as ov
+import safetensors.torch
+import torch
+import torchvision
+
+from ood_runners.backbones.networks import TapNetwork, count_classes
+from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, WEIGHTS_FILE, BackboneInfo, get_spec
+from ood_runners.backbones.weights import hash_state, load_weights
+
+IMAGENET_CLASSES = 1000
+
+
+def export_backbone(name: str, weights: Path | None, folder: Path) -> BackboneInfo:
+    """Write ``network.xml``, ``network.bin``, ``weights.safetensors`` and ``backbone.json`` into `folder`.
+
+    The graph takes uint8 (n, h, w, 3) RGB pictures of any n, h, w and gives every layer, float32 (n, c, gh, gw)
+    under the layer's name, and ``logits`` float32 (n, k) where the weights have a head. It is kept in float32, so
+    that it equals torch.
+    """
+    state, origin = load_weights(name, weights)
+    network = TapNetwork(name, state)
+    names = network.names
+    n_classes = count_classes(name, state)
+    info = BackboneInfo(
+        name=name,
+        sha256=hash_state(state),
+        origin=origin,
+        layers=tuple(n for n in names if n != LOGITS),
+        has_logits=n_classes is not None,
+        n_classes=n_classes,
+        classes=_imagenet_classes() if n_classes == IMAGENET_CLASSES else None,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    example = torch.zeros((2, *get_spec(name).default_size, 3), dtype=torch.uint8)
+    with warnings.catch_warnings():  # the converter traces, which torch has deprecated; nothing a user can act on
+        warnings.simplefilter("ignore")
+        model = ov.convert_model(network, example_input=example, input=[("pictures", [-1, -1, -1, 3], ov.Type.u8)])
+    for output, label in zip(model.outputs, names, strict=True):
+        output.get_tensor().set_names({label})
+    ov.save_model(model, folder / GRAPH_FILE, compress_to_fp16=False)
+    safetensors.torch.save_file(state, folder / WEIGHTS_FILE, metadata={"arch": name, "origin": origin})
+    info.save(folder)
+    return info
+
+
+def _imagenet_classes() -> tuple[str, ...]:
+    return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])

@@ -1,0 +1,99 @@
+"""The CPU's engine: the stored graph with averaging, joining, projection and pooling appended, compiled."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+
+from ood_runners.backbones.runtime import PATCHES, Tapping
+from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, BackboneInfo
+from ood_runners.errors import ArtifactError
+from ood_runners.features import POOLED_PREFIX
+
+
+class OpenVINOEngine:
+    """See `runtime.Engine`. Always float32: processors with bfloat16 would otherwise give other scores."""
+
+    def __init__(self, folder: Path, info: BackboneInfo, tapping: Tapping, threads: int | None) -> None:
+        core = ov.Core()
+        try:
+            stored = core.read_model(folder / GRAPH_FILE)
+        except RuntimeError as error:
+            raise ArtifactError(f"{folder / GRAPH_FILE} is missing or damaged; fit the product again.") from error
+        model = build_graph(stored, info, tapping)
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
+        self._request = core.compile_model(model, "CPU", config).create_infer_request()
+        self._names = [output.any_name for output in model.outputs]
+        self._empty = {
+            output.any_name: np.zeros((0, *_lengths(output)[1:]), output.element_type.to_dtype())
+            for output in model.outputs
+        }
+        self._lock = threading.Lock()
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """uint8 (n, h, w, 3) to the named outputs."""
+        if len(pictures) == 0:
+            return dict(self._empty)
+        with self._lock:
+            results = self._request.infer([pictures], share_inputs=True)
+            return {name: results[i] for i, name in enumerate(self._names)}
+
+
+def build_graph(stored: ov.Model, info: BackboneInfo, tapping: Tapping) -> ov.Model:
+    """The stored graph cut to what is tapped, with the engine's outputs, for pictures of one size and any n."""
+    h, w = tapping.size
+    stored.reshape(ov.PartialShape([-1, h, w, 3]))
+    taps = {output.any_name: output.get_node().input_value(0) for output in stored.outputs}
+    outputs = {}
+    if tapping.patch_layers:
+        outputs[PATCHES] = _patches(taps, info, tapping)
+    for layer in tapping.pooled_layers:
+        outputs[POOLED_PREFIX + layer] = ops.reduce_mean(taps[layer], np.array([2, 3]))
+    if tapping.logits:
+        outputs[LOGITS] = taps[LOGITS]
+    results = []
+    for name, node in outputs.items():
+        result = ops.result(node)
+        result.output(0).get_tensor().set_names({name})
+        results.append(result)
+    return ov.Model(results, stored.get_parameters(), info.name)
+
+
+def _patches(taps: dict[str, Any], info: BackboneInfo, tapping: Tapping) -> Any:
+    grid = _grid(taps[tapping.finest(info)])
+    pad = [tapping.neighbourhood // 2] * 2
+    kernel = [tapping.neighbourhood] * 2
+    parts = []
+    for layer, matrix in tapping.parts(info):
+        x = taps[layer]
+        if matrix is not None:
+            x = ops.convolution(x, matrix.T[:, :, None, None].copy(), [1, 1], [0, 0], [0, 0], [1, 1])
+        if tapping.neighbourhood > 1:
+            x = ops.avg_pool(x, [1, 1], pad, pad, kernel, True)
+        if _grid(taps[layer]) != grid:
+            x = ops.interpolate(x, np.array(grid), "linear_onnx", "sizes", axes=np.array([2, 3]))
+        parts.append(x)
+    if tapping.projection is None:
+        joined = parts[0] if len(parts) == 1 else ops.concat(parts, 1)
+    else:
+        joined = ops.constant(tapping.projection.bias[None, :, None, None].copy())
+        for part in parts:
+            joined = ops.add(part, joined)
+    return ops.convert(ops.transpose(joined, np.array([0, 2, 3, 1])), "f16")
+
+
+def _lengths(output: Any) -> list[int]:
+    """The shape, 0 for the batch."""
+    return [0 if d.is_dynamic else d.get_length() for d in output.partial_shape]
+
+
+def _grid(output: Any) -> list[int]:
+    return _lengths(output)[2:]
