@@ -24,10 +24,10 @@ MAX_TIFF_PIECES = 131_072
 MAX_RUN_LENGTH_PIXELS = 4_000_000
 MAX_RUN_LENGTH_BYTES = 2 * 2**20
 
-# Algorithms of TIFF that cameras and editors write; others (LZMA among them) can ask for gigabytes.
+# Algorithms of TIFF that cameras and editors write. Of the others, LZMA can ask for gigabytes, and the fax codes
+# (black-and-white documents) print a line to stderr for each damaged row, millions for one hostile file.
 TIFF_COMPRESSIONS = frozenset(
     {"raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "zstd", "jpeg", "tiff_jpeg"}
-    | {"tiff_ccitt", "group3", "group4"}
 )
 _PIECES = frozenset({273, 279, 324, 325})  # StripOffsets, StripByteCounts, TileOffsets, TileByteCounts
 _TILE_WIDTH, _TILE_LENGTH = 322, 323

@@ -64,7 +64,7 @@ def seeds() -> dict[str, bytes]:
         "tiff": (rgb, "TIFF", {"exif": exif}),
         "tiff lzw": (rgb, "TIFF", {"compression": "tiff_lzw"}),
         "tiff jpeg": (rgb, "TIFF", {"compression": "jpeg"}),
-        "tiff fax": (rgb.convert("1"), "TIFF", {"compression": "group4"}),
+        "tiff deflate": (rgb.convert("RGBA"), "TIFF", {"compression": "tiff_adobe_deflate"}),
         "tiff big": (rgb, "TIFF", {"big_tiff": True}),
         "tiff pages": (rgb, "TIFF", {"save_all": True, "append_images": [rgb]}),
         "webp": (rgb, "WEBP", {"exif": exif}),
@@ -207,10 +207,11 @@ def test_endless_tiff_strips_tags_and_tiles_are_refused() -> None:
         decode(tiff([(60_000, 3, 1, 1)] * 5_000))
 
 
-def test_rare_tiff_compressions_are_refused_by_name() -> None:
+@pytest.mark.parametrize(("mode", "compression"), [("RGB", "lzma"), ("1", "group4")])
+def test_rare_tiff_compressions_are_refused_by_name(mode: str, compression: str) -> None:
     buffer = io.BytesIO()
-    Image.new("RGB", (20, 20)).save(buffer, "TIFF", compression="lzma")
-    with pytest.raises(PictureError, match="lzma"):
+    Image.new(mode, (20, 20)).save(buffer, "TIFF", compression=compression)
+    with pytest.raises(PictureError, match=compression):
         decode(buffer.getvalue())
 
 
