@@ -43,7 +43,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Proportion:
-    """`count` of `total`, with its exact (Clopper-Pearson) 95 % interval; None throughout where total is 0.
+    """`count` of `total` and its exact (Clopper-Pearson) 95 % interval; where total is 0, None and 0 to 1.
 
     Clopper and Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
     Biometrika 26 (1934). Exact here means that it covers at least 95 % of the time, for any count.
@@ -52,14 +52,14 @@ class Proportion:
     count: int
     total: int
     rate: float | None
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
     @classmethod
     def of(cls, count: int, total: int) -> Self:
         """The proportion of `count` in `total` independent trials."""
         if total == 0:
-            return cls(0, 0, None, None, None)
+            return cls(0, 0, None, 0.0, 1.0)
         interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
         return cls(count, total, count / total, float(interval.low), float(interval.high))
 
@@ -151,18 +151,23 @@ class PixelTally:
         if not np.isfinite(maps).all():
             self._finite = False
             return
+        normal, defect, shares = [], [], []
         for values, mask in zip(_bins(maps), masks, strict=True):
             if mask is None:
-                self._normal += np.bincount(values.ravel(), minlength=_BINS)
+                normal.append(values.ravel())
                 continue
             marked = resize_mask(mask, (values.shape[0], values.shape[1]))
-            self._normal += np.bincount(values[~marked], minlength=_BINS)
-            self._defect += np.bincount(values[marked], minlength=_BINS)
             count, components = cv2.connectedComponents(marked.astype(np.uint8), connectivity=8)
             inside = components[marked]
-            share = 1.0 / np.bincount(inside, minlength=count)[inside]
-            self._overlap += np.bincount(values[marked], weights=share, minlength=_BINS)
+            normal.append(values[~marked])
+            defect.append(values[marked])
+            shares.append(1.0 / np.bincount(inside, minlength=count)[inside])
             self.regions += count - 1
+        if normal:
+            self._normal += np.bincount(np.concatenate(normal), minlength=_BINS)
+        if defect:
+            self._defect += np.bincount(np.concatenate(defect), minlength=_BINS)
+            self._overlap += np.bincount(np.concatenate(defect), weights=np.concatenate(shares), minlength=_BINS)
 
     def __add__(self, other: PixelTally) -> PixelTally:
         """The tally of both sets of pictures."""

@@ -180,4 +180,4 @@ def test_no_false_alarm_has_the_rule_of_three_as_its_limit():
     rate = Proportion.of(0, 100)
     assert rate.low == 0.0
     assert rate.high == pytest.approx(1 - 0.025 ** (1 / 100))
-    assert Proportion.of(0, 0) == Proportion(0, 0, None, None, None)
+    assert Proportion.of(0, 0) == Proportion(0, 0, None, 0.0, 1.0)
