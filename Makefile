@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 		{ rm -rf $(VENV); echo 'No virtual environment could be made; on Debian: apt install python3-venv' >&2; exit 1; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
 		echo 'Installing into $(VENV). This takes some minutes: PyTorch from the package index is its CUDA build (2.8 GB to fetch, 5.4 GB on disk; it runs on a CPU).'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[build,dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[build,dev]'
 	@touch $@
 
 .PHONY: demo
