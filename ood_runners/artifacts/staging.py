@@ -1,7 +1,8 @@
 """From a folder being written to a version in the store, in one step.
 
-``bentoml.models.create`` copies file by file into the store's final folder: for that time every listing of the store
-fails, and a process that is interrupted or killed there leaves a part that looks like a version. So a version is
+``bentoml.models.create`` copies file by file into the store's final folder. A process that is interrupted or killed
+there leaves a part, which either looks like a version or, where ``model.yaml`` was not copied yet, makes every listing
+of the store fail. So a version is
 written into a folder of its own under ``<BENTOML_HOME>/ood-staging``, which BentoML never lists, and renamed into
 the store when it is whole. A lock file beside each such folder tells the folders of dead processes from those of
 live ones.

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import bentoml
@@ -185,7 +186,9 @@ def test_nothing_is_seen_before_it_is_whole(fit: Fit, backbone: Tag) -> None:
         fill(writer.path)
         assert [model.tag for model in bentoml.models.list("ood-bolts")] == [first]
         assert [line.tag for line in artifacts.list_versions()] == [first]
+        written = writer.path.stat().st_ino
         second = writer.commit(describe("bolts", backbone))
+    assert names.folder_of(second).stat().st_ino == written  # moved in one step, not copied
     assert [line.tag for line in artifacts.list_versions()] == [first, second]
 
 
@@ -247,11 +250,15 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(bento_home: Path) -> None:
             (folder / "thumbnails.bin").write_bytes(bytes(4 * 2**20))
 
         def unchecked(folder: Path) -> None:  # as a C++ stream does: as much as fits, and no error
-            with (folder / "network.bin").open("wb", buffering=0) as stream:
+            with suppress(OSError), (folder / "network.bin").open("wb", buffering=0) as stream:
                 while stream.write(bytes(4096)) == 4096:
                     pass
 
-        for write in (arrays, plain, unchecked):
+        def of_another_class(folder: Path) -> None:
+            unchecked(folder)
+            raise RuntimeError("the stream failed")
+
+        for write in (arrays, plain, unchecked, of_another_class):
             with pytest.raises(ArtifactError, match=rf"disk is full.* in {bento_home}.*free some space"):
                 artifacts.write_version(manifest, write)
             assert snapshot(bento_home) == before

@@ -194,6 +194,17 @@ def test_hostile_files_are_refused_and_write_nothing(
     assert {path for path in tmp_path.rglob("*") if "bentoml" not in path.parts} == outside
 
 
+def test_a_link_in_the_place_of_a_file_is_refused_before_anything_is_written(tmp_path: Path, exported: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"memory_bank\.safetensors', which its index does not allow"):
+        import_version(_rewrite(exported, tmp_path / "hostile.tar", _link))
+
+
+def test_what_says_that_it_is_too_large_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "MAX_BYTES", 100)
+    with pytest.raises(ArtifactError, match="no version is that large"):
+        import_version(exported)
+
+
 def test_another_backbone_than_the_versions_own_is_refused(
     fit: Fit, tmp_path: Path, bento_home: Path, exported: Path
 ) -> None:
