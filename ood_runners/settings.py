@@ -79,6 +79,7 @@ def runner_config(*, gpu: bool) -> dict[str, Any]:
     config: dict[str, Any] = {
         "traffic": {"timeout": settings.deadline_s + MARGIN_S},
         "runner_connection": RUNNER_CONNECTION,
+        "logging": {"access": {"enabled": False}},  # the gateway logs each request once
     }
     if gpu and (settings.device == "cuda" or (settings.device == "auto" and has_gpu())):
         config["resources"] = {"gpu": 0.5}  # features and VAE share one

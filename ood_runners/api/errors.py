@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from ood_runners.errors import BadParameter, DeadlineExceeded, MalformedRequest, OODError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 RETRY_AFTER_S = 1
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 504: "deadline_exceeded"}
 # Kinds of validation error that say that a field cannot be read at all, rather than that its value is out of range.
