@@ -65,8 +65,10 @@ def fit_and_evaluate(folder: Path) -> None:
     from ood_runners.training.fit import fit
     from ood_runners.training.report import write_report
 
+    backbone, why = auto_backbone()
+    say(why)
     started = time.monotonic()
-    result = fit(folder, product=PRODUCT, backbone=auto_backbone(), alpha=ALPHA, progress=progress_for())
+    result = fit(folder, product=PRODUCT, backbone=backbone, alpha=ALPHA, progress=progress_for())
     say("\n".join(result.lines))
     say(f"Fitted {result.tag} in {time.monotonic() - started:.0f} s.")
     product = Product.open(read_version(result.tag))
