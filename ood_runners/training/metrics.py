@@ -101,8 +101,7 @@ def fpr_at_tpr(scores: NDArray[np.floating[Any]], anomalous: NDArray[np.bool_], 
     if reason := _undetermined(anomalous, scores):
         return Metric(None, reason)
     false_positives, true_positives, _ = roc_curve(anomalous, scores, drop_intermediate=False)
-    # A rate such as 19/20 may round to just below 0.95.
-    return Metric(float(false_positives[true_positives >= tpr - 1e-12].min()))
+    return Metric(float(false_positives[true_positives >= tpr].min()))
 
 
 def f1(flagged: NDArray[np.bool_], anomalous: NDArray[np.bool_]) -> Metric:

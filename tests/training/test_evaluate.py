@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from ood_runners.errors import DataError
 from ood_runners.training import metrics
 from ood_runners.training.evaluate import NO_MAP, evaluate
-from tests.training.brightness import BrightnessProduct, Dataset, PictureFile, picture, raw_scores, spotted
+from tests.training.brightness import SIZE, BrightnessProduct, Dataset, PictureFile, picture, raw_scores, spotted
 
 
 class CountingProgress:
@@ -47,6 +47,9 @@ def test_overall_and_by_defect(product, inspection):
     anomalous = [row.anomalous for row in found.rows]
     light = [row.detectors["light"][0] for row in found.rows]
     assert found.overall["light"].image_auroc.value == pytest.approx(roc_auc_score(anomalous, light))
+    by_light = np.array([row.detectors["light"][1] for row in found.rows]) <= found.alpha
+    assert found.overall["light"].caught == (by_light & anomalous).sum() > 0
+    assert found.overall["light"].f1.value == pytest.approx(f1_score(anomalous, by_light))
     assert found.overall["light"].pixel_auroc == metrics.Metric(None, NO_MAP)
     assert found.overall["spots"].pixel_auroc.value == pytest.approx(fused.pixel_auroc.value, abs=0.05)
 
@@ -56,20 +59,27 @@ def test_overall_and_by_defect(product, inspection):
     assert "2 defective pictures left out of the pixel measures: no mask." in found.notes
 
 
-def test_pixel_measures_equal_those_of_maps_and_masks_computed_at_once(product, inspection):
-    found = evaluate(product, inspection, batch_size=3)
-    maps, masks = [], []
-    for i in range(20):
-        maps.append(product.calibration.anomaly_map(raw_scores(picture(i)[None]), (64, 64))[0])
-        masks.append(np.zeros((64, 64), bool))
-    for seed, contrast in [*((100 + i, 60) for i in range(8)), (200, -60), (201, -60)]:
-        pixels, mask = spotted(seed, contrast)
-        maps.append(product.calibration.anomaly_map(raw_scores(pixels[None]), (64, 64))[0])
-        masks.append(mask > 0)
-    expected = roc_auc_score(np.ravel(masks), np.ravel(maps))
-    assert found.overall["fused"].pixel_auroc.value == pytest.approx(expected, abs=5e-4)
-    bright = roc_auc_score(np.ravel(masks[:28]), np.ravel(maps[:28]))
-    assert found.by_defect["bright"].pixel_auroc.value == pytest.approx(bright, abs=5e-4)
+def test_pixel_measures_equal_those_of_maps_and_masks_computed_at_once(product, save, tmp_path):
+    files, maps, masks = [], [], []
+    for label, first, contrast in (("good", 0, 0), ("faint", 100, 12), ("clear", 200, 25)):
+        for seed in range(first, first + 6):
+            pixels, mask = spotted(seed, contrast)
+            file = save(f"test/{label}/{seed}.png", pixels)
+            stored = None if label == "good" else save(f"ground_truth/{label}/{seed}_mask.png", mask)
+            files.append(PictureFile(file, label, stored))
+            maps.append(product.calibration.anomaly_map(raw_scores(pixels[None]), (SIZE, SIZE))[0])
+            masks.append((mask > 0) & (label != "good"))
+    found = evaluate(product, Dataset(tmp_path / "data", "mvtec", [], files), batch_size=4)
+
+    def auroc(*rows):
+        chosen = np.concatenate([np.arange(start, start + 6) for start in rows])
+        return roc_auc_score(np.array(masks)[chosen].ravel(), np.array(maps)[chosen].ravel())
+
+    assert found.overall["fused"].pixel_auroc.value == pytest.approx(auroc(0, 6, 12), abs=2e-4)
+    assert found.by_defect["faint"].pixel_auroc.value == pytest.approx(auroc(0, 6), abs=2e-4)
+    assert found.by_defect["clear"].pixel_auroc.value == pytest.approx(auroc(0, 12), abs=2e-4)
+    # The pictures make a difference between these, and so do the normal ones' pixels.
+    assert len({round(value, 3) for value in (auroc(0, 6, 12), auroc(0, 6), auroc(0, 12), auroc(6), auroc(12))}) == 5
 
 
 def test_broken_files_are_skipped_and_listed(product, inspection):

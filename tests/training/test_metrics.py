@@ -110,6 +110,11 @@ def test_mask_of_another_size_is_resized_to_the_nearest():
     expected = np.zeros((10, 40), bool)
     expected[5:, 20:] = True
     np.testing.assert_array_equal(resized, expected)
+    speckled = np.random.default_rng(0).random((31, 47)) < 0.3
+    rows, columns = (np.arange(20) + 0.5) * 31 // 20, (np.arange(30) + 0.5) * 47 // 30
+    np.testing.assert_array_equal(
+        metrics.resize_mask(speckled, (20, 30)), speckled[np.ix_(rows.astype(int), columns.astype(int))]
+    )
     tally = PixelTally()
     tally.add(expected[None].astype(np.float32), [mask])
     assert tally.auroc().value == 1.0
