@@ -1,0 +1,39 @@
+"""How much each detector counts in the fused score: rules that need no anomalous picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Surprises grow without bound, so a detector that is sure outvotes the others whatever its weight; the weights say
+# whose small surprises to believe. Patches see small defects that the pooled detectors cannot.
+INSPECTION = {"memory_bank": 1.0, "mahalanobis": 0.3, "vae": 0.15, "softmax": 0.02}
+# Pictures of many kinds: no patch of a new one is expected to have been seen, and what it shows is what counts.
+CATEGORIES = {"memory_bank": 0.1, "mahalanobis": 0.5, "vae": 0.02, "softmax": 1.0}
+MIN_CONFIDENCE = 0.5
+MIN_CATEGORIES = 10
+
+
+def knows_pictures(logits: NDArray[np.floating] | None) -> bool:
+    """Whether a head's own categories describe the normal pictures: logits (n, k).
+
+    It does where it is sure of most pictures (median of the highest softmax probability at least 0.5) and
+    they fall into many categories (10 or more, as counted by the inverse Simpson index).
+    """
+    if logits is None or not len(logits):
+        return False
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+    confidence = 1.0 / shifted.sum(axis=1)
+    shares = np.bincount(logits.argmax(axis=1)) / len(logits)
+    return bool(np.median(confidence) >= MIN_CONFIDENCE and 1.0 / np.sum(shares**2) >= MIN_CATEGORIES)
+
+
+def fusion_weights(names: Iterable[str], *, categories: bool) -> dict[str, float]:
+    """The weight of each detector in `names`, in their order.
+
+    `categories` says that the pictures are of many kinds: class folders, or a head that `knows_pictures`.
+    """
+    table = CATEGORIES if categories else INSPECTION
+    return {name: table[name] for name in names}

@@ -1,0 +1,133 @@
+"""A stored version, opened for scoring: whole in one process, or part by part for the runners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners import images
+from ood_runners.artifacts import Manifest, Stored
+from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection
+from ood_runners.calibration import Calibration, Judgement
+from ood_runners.detectors import DETECTORS, Detector
+from ood_runners.errors import ArtifactError
+from ood_runners.features import Features, Scores
+
+CALIBRATION, PROJECTION, GOLDEN = "calibration", "projection", "golden.png"
+PIXEL_DETECTORS = frozenset({"vae"})  # look at pictures, not at the backbone's features
+
+
+def load_network(stored: Stored, device: str = "auto", threads: int | None = None) -> FeatureNetwork:
+    """The version's feature network: its backbone with what its detectors need, and no more."""
+    manifest = stored.manifest
+    projection = Projection.from_arrays(stored.arrays(PROJECTION)) if manifest.features.projection_dim else None
+    return FeatureNetwork.load(
+        stored.backbone_path,
+        size=(manifest.input.height, manifest.input.width),
+        patch_layers=manifest.features.patch_layers,
+        pooled_layers=manifest.features.pooled_layers,
+        logits=manifest.features.logits,
+        projection=projection,
+        neighbourhood=manifest.features.neighbourhood,
+        device=device,
+        threads=threads,
+    )
+
+
+def load_detector(stored: Stored, name: str, device: str = "auto", threads: int | None = None) -> Detector:
+    """One of the version's detectors, fitted.
+
+    Raises
+    ------
+    ArtifactError
+        The version has no such detector, or one that this release does not know.
+    """
+    entry = stored.manifest.detectors.get(name)
+    if entry is None or name not in DETECTORS:
+        raise ArtifactError(f"{stored.tag} has no detector {name!r} that this release can load.")
+    detector = DETECTORS[name].from_arrays(stored.arrays(name), entry.params)
+    place(detector, device, threads)
+    return detector
+
+
+def place(detector: Detector, device: str, threads: int | None) -> None:
+    """Tell a detector that runs a network of its own where to run it; others compute with NumPy and faiss."""
+    for attribute, value in (("device", device), ("threads", threads)):
+        if hasattr(detector, attribute):
+            setattr(detector, attribute, value)
+
+
+def load_calibration(stored: Stored) -> Calibration:
+    """The version's calibration."""
+    return Calibration.from_arrays(stored.arrays(CALIBRATION), tuple(stored.manifest.detectors))
+
+
+def load_golden(stored: Stored) -> NDArray[np.uint8]:
+    """The golden picture, uint8 (h, w, 3) at the version's input size."""
+    return images.read(stored.path / GOLDEN)
+
+
+def class_names(stored: Stored) -> Sequence[str] | None:
+    """Names of the classes that ``predicted`` counts: the user's folders, or the network's own; None without."""
+    if stored.manifest.data.classes:
+        return stored.manifest.data.classes
+    return BackboneInfo.load(stored.backbone_path).classes if stored.manifest.features.logits else None
+
+
+def score_all(
+    network: FeatureNetwork | None, detectors: Mapping[str, Detector], pictures: NDArray[np.uint8]
+) -> dict[str, Scores]:
+    """Raw scores of pictures, uint8 (n, h, w, 3), by each detector; one pass of the backbone serves them all."""
+    features = replace(Features() if network is None else network(pictures), pictures=pictures)
+    return {name: detector.score(features) for name, detector in detectors.items()}
+
+
+@dataclass(frozen=True)
+class Product:
+    """A version with everything it needs to judge pictures in this process.
+
+    `classes` are the names that a judgement's ``predicted`` counts; `network` is None where no detector
+    looks at features.
+    """
+
+    manifest: Manifest
+    path: Path
+    network: FeatureNetwork | None
+    detectors: Mapping[str, Detector]
+    calibration: Calibration
+    classes: Sequence[str] | None
+
+    @classmethod
+    def open(cls, stored: Stored, device: str = "auto", threads: int | None = None) -> Self:
+        """Load every part; raises ArtifactError where one does not load."""
+        names = tuple(stored.manifest.detectors)
+        return cls(
+            manifest=stored.manifest,
+            path=stored.path,
+            network=load_network(stored, device, threads) if set(names) - PIXEL_DETECTORS else None,
+            detectors={name: load_detector(stored, name, device, threads) for name in names},
+            calibration=load_calibration(stored),
+            classes=class_names(stored),
+        )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, that pictures must have."""
+        return (self.manifest.input.height, self.manifest.input.width)
+
+    def raw_scores(self, pictures: NDArray[np.uint8]) -> dict[str, Scores]:
+        """Each detector's raw scores of pictures, uint8 (n, h, w, 3) at the input size."""
+        return score_all(self.network, self.detectors, pictures)
+
+    def judge(self, pictures: NDArray[np.uint8], alpha: float | None = None) -> list[Judgement]:
+        """A judgement a picture; see `Calibration.judge`."""
+        return self.calibration.judge(self.raw_scores(pictures), alpha)
+
+    def anomaly_maps(self, scores: Mapping[str, Scores], size: tuple[int, int]) -> NDArray[Any]:
+        """Calibrated maps float32 (n, H, W); see `Calibration.anomaly_map`."""
+        return self.calibration.anomaly_map(scores, size)
