@@ -172,7 +172,7 @@ def photograph(scene: Field, rng: np.random.Generator, size: int) -> NDArray[np.
     field_of_light = (1 + tilt[0] * x + tilt[1] * y) * (1 - 0.10 * (x * x + y * y))
     seen = scene * field_of_light[..., None].astype(np.float32) * np.float32(rng.normal(1, 0.05))
     seen = seen * rng.normal(1, 0.008, 3).astype(np.float32)
-    seen = cv2.GaussianBlur(seen, (0, 0), rng.uniform(0.75, 1.0))
+    seen = cv2.GaussianBlur(seen, (0, 0), rng.uniform(0.6, 0.85))
     seen = np.maximum(cv2.resize(seen, (size, size), interpolation=cv2.INTER_AREA), 0)
     grain = rng.standard_normal(seen.shape, dtype=np.float32)
     seen = np.maximum(seen + grain * np.sqrt(0.00012 * seen + 0.000012), 0)

@@ -19,7 +19,7 @@ from ood_runners.training import inspection_scene as scene
 from ood_runners.training.inspection_scene import Field, Part
 from ood_runners.training.progress import Progress, SilentProgress
 
-SUPERSAMPLING = 1.5
+SUPERSAMPLING = 1.25
 SMALLEST = 96
 _MASKED = 0.35  # a pixel belongs to a defect from this cover on
 
