@@ -50,7 +50,7 @@ def prepare() -> Path:
 
     folder = FOLDER / "inspection_set"
     shutil.rmtree(folder, ignore_errors=True)
-    generate(folder)
+    generate(folder, progress=progress_for())
     say(f"Inspection set: {folder} (a machined part; scratches, stains, chips and missing features as defects).")
     return folder
 

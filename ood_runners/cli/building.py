@@ -92,8 +92,12 @@ def fit(
       fit photos --product lab --weights classifier.safetensors --detectors softmax,mahalanobis
     """
     pixels = _parse_size(size)
+    from ood_runners.backbones import auto_backbone
     from ood_runners.training.fit import fit as fit_product
 
+    if backbone == "auto":
+        backbone, why = auto_backbone()
+        typer.echo(why)
     result = fit_product(
         data,
         product=product,
