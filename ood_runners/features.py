@@ -34,30 +34,30 @@ class Features:
     logits: FloatArray | None = None
     pictures: NDArray[np.uint8] | None = None
 
-    def _arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
         named = {"patches": self.patches, "logits": self.logits, "pictures": self.pictures}
         arrays = {name: array for name, array in named.items() if array is not None}
         return arrays | {POOLED_PREFIX + layer: array for layer, array in self.pooled.items()}
 
     @classmethod
-    def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Features:
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Features:
         pooled = {k.removeprefix(POOLED_PREFIX): v for k, v in arrays.items() if k.startswith(POOLED_PREFIX)}
         return cls(arrays.get("patches"), pooled, arrays.get("logits"), arrays.get("pictures"))
 
     def __len__(self) -> int:
-        return next((len(array) for array in self._arrays().values()), 0)
+        return next((len(array) for array in self.to_arrays().values()), 0)
 
     def __getitem__(self, rows: slice | NDArray[Any] | Sequence[int]) -> Features:
         """The chosen pictures, as Features (a slice, a boolean mask or a list of indices)."""
-        return self._from_arrays({name: array[rows] for name, array in self._arrays().items()})
+        return self.from_arrays({name: array[rows] for name, array in self.to_arrays().items()})
 
     @classmethod
     def concatenate(cls, parts: Iterable[Features]) -> Features:
         """One Features of all the parts' pictures, in order; the parts hold the same arrays."""
-        rows = [part._arrays() for part in parts]
+        rows = [part.to_arrays() for part in parts]
         if not rows:
             return cls()
-        return cls._from_arrays({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        return cls.from_arrays({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 
     def chunks(self, size: int) -> Iterator[Features]:
         """The pictures in runs of `size`; arrays may be memory-mapped, so read large ones this way."""
@@ -66,7 +66,7 @@ class Features:
 
     def to_items(self) -> list[dict[str, NDArray[Any]]]:
         """One flat dict a picture (keys ``patches``, ``logits``, ``pictures``, ``pooled.<layer>``), for the wire."""
-        arrays = self._arrays()
+        arrays = self.to_arrays()
         return [{name: array[i] for name, array in arrays.items()} for i in range(len(self))]
 
     @classmethod
@@ -75,7 +75,7 @@ class Features:
         if not items:
             return cls()
         names = [k for k in items[0] if k in ("patches", "logits", "pictures") or k.startswith(POOLED_PREFIX)]
-        return cls._from_arrays({name: np.stack([item[name] for item in items]) for name in names})
+        return cls.from_arrays({name: np.stack([item[name] for item in items]) for name in names})
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,4 @@ class Scores:
         def join(arrays: list[Any]) -> Any:
             return None if any(a is None for a in arrays) else np.concatenate(arrays)
 
-        return cls(
-            join([p.image for p in parts]), join([p.map for p in parts]), join([p.predicted for p in parts])
-        )
+        return cls(join([p.image for p in parts]), join([p.map for p in parts]), join([p.predicted for p in parts]))

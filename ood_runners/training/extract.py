@@ -1,0 +1,112 @@
+"""Training pictures -> a stored backbone, a projection fitted on them, and their features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from bentoml import Tag
+from numpy.typing import NDArray
+
+from ood_runners.artifacts import find_backbone, write_backbone
+from ood_runners.artifacts.manifest import FeaturesEntry
+from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection, ProjectionFitter
+from ood_runners.features import Features
+from ood_runners.training.progress import Progress
+
+BATCH = 8
+PROJECTION_PICTURES = 300  # enough patches for a 1,536 x 1,536 covariance, however many pictures there are
+PROJECTION_DIM = 128
+NEIGHBOURHOOD = 3
+
+
+@dataclass(frozen=True)
+class StoredBackbone:
+    """A backbone in the store."""
+
+    info: BackboneInfo
+    tag: Tag
+    path: Path
+
+
+def store_backbone(name: str, weights: Path | None, scratch: Path) -> StoredBackbone:
+    """Put the backbone into the store, unless the same weights are there already."""
+    from ood_runners.backbones import export_backbone
+    from ood_runners.backbones.weights import hash_state, load_weights
+
+    state, _ = load_weights(name, weights)
+    found = find_backbone(name, hash_state(state))
+    if found is not None:
+        return StoredBackbone(BackboneInfo.load(found[1]), *found)
+    with TemporaryDirectory(dir=scratch) as folder:
+        info = export_backbone(name, weights, Path(folder))
+        tag = write_backbone(info, Path(folder))
+    stored = find_backbone(name, info.sha256)
+    if stored is None:
+        raise RuntimeError(f"{tag} was written and is not found")
+    return StoredBackbone(info, *stored)
+
+
+def wanted_features(info: BackboneInfo, detectors: Sequence[str]) -> FeaturesEntry:
+    """What the backbone has to compute for these detectors, of what its weights reach."""
+    spec = info.spec
+    pooled = [layer for layer in spec.pooled_layers if layer in info.layers]
+    return FeaturesEntry(
+        patch_layers=[layer for layer in spec.patch_layers if layer in info.layers]
+        if "memory_bank" in detectors
+        else [],
+        pooled_layers=pooled if {"mahalanobis", "softmax"} & set(detectors) else [],
+        logits="softmax" in detectors and info.has_logits,
+        neighbourhood=NEIGHBOURHOOD,
+    )
+
+
+def fit_projection(
+    backbone: StoredBackbone,
+    wanted: FeaturesEntry,
+    pictures: NDArray[np.uint8],
+    rng: np.random.Generator,
+    device: str,
+    progress: Progress,
+) -> Projection:
+    """PCA of the joined patch features of at most 300 of the pictures."""
+    height, width = pictures.shape[1:3]
+    network = FeatureNetwork.load(
+        backbone.path,
+        size=(height, width),
+        patch_layers=wanted.patch_layers,
+        neighbourhood=wanted.neighbourhood,
+        device=device,
+    )
+    rows = np.sort(rng.permutation(len(pictures))[:PROJECTION_PICTURES])
+    fitter = ProjectionFitter()
+    with progress.stage("projection", total=len(rows)) as stage:
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            features = network(pictures[part])
+            if features.patches is None:
+                raise RuntimeError("a network asked for patches gave none")
+            fitter.partial_fit(features.patches)
+            stage.advance(len(part))
+    return fitter.finish(PROJECTION_DIM)
+
+
+def extract(network: FeatureNetwork, pictures: NDArray[np.uint8], scratch: Path, progress: Progress) -> Features:
+    """Features of all pictures; each array is memory-mapped in `scratch`, so memory does not grow with the folder."""
+    arrays: dict[str, NDArray[Any]] = {}
+    with progress.stage("features", total=len(pictures)) as stage:
+        for start in range(0, len(pictures), BATCH):
+            part = network(pictures[start : start + BATCH]).to_arrays()
+            for name, array in part.items():
+                if name not in arrays:
+                    shape = (len(pictures), *array.shape[1:])
+                    arrays[name] = np.lib.format.open_memmap(
+                        scratch / f"{name}.npy", mode="w+", dtype=array.dtype, shape=shape
+                    )
+                arrays[name][start : start + len(array)] = array
+            stage.advance(min(BATCH, len(pictures) - start))
+    return replace(Features.from_arrays(arrays), pictures=pictures)

@@ -1,0 +1,338 @@
+"""A folder of normal pictures -> a fitted, calibrated version in the store."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners import images
+from ood_runners.artifacts import Manifest, Stored, check_product, check_writable, save_arrays
+from ood_runners.artifacts import promote as promote_version
+from ood_runners.artifacts.manifest import FeaturesEntry
+from ood_runners.artifacts.store import VersionWriter, open_writer
+from ood_runners.backbones import FeatureNetwork, Projection
+from ood_runners.calibration import Calibration, certificate, needed_for
+from ood_runners.calibration.weights import fusion_weights, knows_pictures
+from ood_runners.detectors import DETECTORS, Detector
+from ood_runners.errors import BadParameter
+from ood_runners.features import Features, Scores
+from ood_runners.pipeline import CALIBRATION, GOLDEN, PIXEL_DETECTORS, PROJECTION, Product, place
+from ood_runners.training.datasets import Dataset, discover
+from ood_runners.training.extract import StoredBackbone, extract, fit_projection, store_backbone, wanted_features
+from ood_runners.training.pictures import TrainingPictures, read_training
+from ood_runners.training.progress import Progress, SilentProgress
+
+FOLDS = 10
+# A network is trained anew for each fold: three cost what a user will wait for.
+FOLDS_OF = {"vae": 3}
+GOLDEN_TOLERANCE = 0.01  # relative; another processor's rounding stays below 0.001, another resize does not
+THUMBNAIL = 96  # pixels
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit made: the version's tag, its manifest, and lines for the person who asked."""
+
+    tag: str
+    manifest: Manifest
+    lines: list[str]
+
+
+def fit(
+    folder: Path,
+    *,
+    product: str,
+    backbone: str = "resnet50",
+    weights: Path | None = None,
+    alpha: float = 0.01,
+    size: tuple[int, int] = (224, 224),
+    detectors: Sequence[str] | None = None,
+    seed: int = 0,
+    promote: bool = True,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> FitResult:
+    """Fit detectors on a folder's normal pictures, calibrate them and store them as a new version.
+
+    Parameters
+    ----------
+    folder : pictures, MVTec's layout or class folders; see `datasets.discover`
+    product : what the version is fitted for
+    backbone, weights : see `backbones.BACKBONES`; `weights` is a state dict's file
+    alpha : the false-alarm rate; where there are too few pictures to decide at it, the smallest that can be
+    size : height and width, in pixels, that pictures are resized to
+    detectors : names from `detectors.DETECTORS`; None fits all that the weights allow
+    promote : put the version into production
+    device : "auto", "cpu" or "cuda"
+
+    Raises
+    ------
+    DataError, WeightsError, BadParameter, ArtifactError
+        Each with one sentence; the store is then as it was.
+    """
+    progress = progress or SilentProgress()
+    check_product(product)
+    names = _check(detectors, alpha)
+    dataset = discover(folder)
+    check_writable()
+    started = time.monotonic()
+    with TemporaryDirectory(prefix="ood-fit-", ignore_cleanup_errors=True) as scratch_name:
+        scratch = Path(scratch_name)
+        pictures = read_training(dataset, size, scratch, progress)
+        with progress.stage("backbone", total=1) as stage:
+            stored_backbone = store_backbone(backbone, weights, scratch)
+            stage.advance(note=stored_backbone.info.origin)
+        names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
+        fitting = _Fitting(dataset, pictures, stored_backbone, names, size, alpha, seed, device, progress)
+        fitted = fitting.run(scratch)
+        with open_writer(product) as writer:
+            manifest = fitting.write(writer, product, fitted, notes, started)
+            tag = str(writer.commit(manifest))
+    lines = notes + _advice(manifest)
+    if promote:
+        promote_version(tag, why="fitted")
+        lines.append(f"{tag} is in production.")
+    else:
+        lines.append(f"{tag} is not in production; `promote` puts it there.")
+    return FitResult(tag, manifest, lines)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    detectors: Mapping[str, Detector]
+    held_out: Mapping[str, Scores]
+    calibration: Calibration
+    projection: Projection | None
+    wanted: FeaturesEntry
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    dataset: Dataset
+    training: TrainingPictures
+    backbone: StoredBackbone
+    names: Sequence[str]
+    size: tuple[int, int]
+    alpha: float
+    seed: int
+    device: str
+    progress: Progress
+
+    def run(self, scratch: Path) -> _Fitted:
+        seconds: dict[str, float] = {}
+        clock = _Clock(seconds)
+        rng = np.random.default_rng(self.seed)
+        pictures = self.training.pictures
+        wanted = wanted_features(self.backbone.info, self.names)
+        projection = None
+        features = Features(pictures=pictures)
+        if set(self.names) - PIXEL_DETECTORS:
+            if wanted.patch_layers:
+                projection = fit_projection(self.backbone, wanted, pictures, rng, self.device, self.progress)
+                wanted = wanted.model_copy(update={"projection_dim": projection.matrix.shape[1]})
+                clock("projection")
+            network = FeatureNetwork.load(
+                self.backbone.path,
+                size=self.size,
+                patch_layers=wanted.patch_layers,
+                pooled_layers=wanted.pooled_layers,
+                logits=wanted.logits,
+                projection=projection,
+                neighbourhood=wanted.neighbourhood,
+                device=self.device,
+            )
+            features = extract(network, pictures, scratch, self.progress)
+            clock("features")
+        labels = self.training.labels(self.dataset.classes)
+        detectors: dict[str, Detector] = {}
+        held_out: dict[str, Scores] = {}
+        for name in self.names:
+            detectors[name], held_out[name] = self._fit_detector(name, features, labels, rng)
+            clock(name)
+        categories = bool(self.dataset.classes) or knows_pictures(features.logits)
+        with self.progress.stage("calibration", total=1) as stage:
+            fusion = fusion_weights(self.names, categories=categories)
+            calibration = Calibration.fit(held_out, fusion, self.size, self.alpha)
+            stage.advance()
+        clock("calibration")
+        return _Fitted(detectors, held_out, calibration, projection, wanted, seconds)
+
+    def _fit_detector(
+        self, name: str, features: Features, labels: NDArray[np.int64] | None, rng: np.random.Generator
+    ) -> tuple[Detector, Scores]:
+        detector = DETECTORS[name](**({"seed": self.seed} if name != "mahalanobis" else {}))
+        place(detector, self.device, None)
+        folds = _folds(len(features), FOLDS_OF.get(name, FOLDS), labels, rng)
+        with self.progress.stage(name) as stage:
+            if hasattr(detector, "progress"):
+                detector.progress = lambda epoch, epochs, loss: stage.advance(
+                    note=f"epoch of {epochs}, loss {loss:.4g}"
+                )
+            held_out = detector.fit_held_out(features, folds, labels)
+        return detector, held_out
+
+    def write(
+        self, writer: VersionWriter, product: str, fitted: _Fitted, notes: Sequence[str], started: float
+    ) -> Manifest:
+        """Write the files, open them again and score the golden picture with what was written."""
+        for name, detector in fitted.detectors.items():
+            save_arrays(writer.path, name, detector.to_arrays())
+        save_arrays(writer.path, CALIBRATION, fitted.calibration.to_arrays())
+        if fitted.projection is not None:
+            save_arrays(writer.path, PROJECTION, fitted.projection.to_arrays())
+        save_arrays(writer.path, "thumbnails", _thumbnails(self.training.pictures))
+        golden = self.training.pictures[_typical(fitted)]
+        (writer.path / GOLDEN).write_bytes(images.encode_png(golden))
+        info, calibration, data = self.backbone.info, fitted.calibration, self.training
+        held_out_files = {f"{name}.safetensors": "0" * 64 for name in _array_files(fitted)}
+        manifest = Manifest.model_validate(
+            {
+                "product": product,
+                "backbone": {
+                    "name": info.name,
+                    "tag": str(self.backbone.tag),
+                    "sha256": info.sha256,
+                    "origin": info.origin,
+                },
+                "input": {"height": self.size[0], "width": self.size[1]},
+                "features": fitted.wanted,
+                "detectors": {
+                    name: {"params": detector.params(), "info": {"weight": calibration.weights[name]}}
+                    for name, detector in fitted.detectors.items()
+                },
+                "calibration": {
+                    "method": "cross-fitted",
+                    "n": calibration.n,
+                    "folds": min(FOLDS, calibration.n),
+                    "alpha_requested": calibration.alpha_requested,
+                    "alpha": calibration.alpha,
+                    "certificate": certificate(calibration.alpha, calibration.n),
+                },
+                "data": {
+                    "layout": self.dataset.layout,
+                    "fingerprint": data.fingerprint,
+                    "train_count": len(data.pictures),
+                    "skipped": [{"path": path, "reason": reason} for path, reason in data.skipped],
+                    "classes": self.dataset.classes or None,
+                },
+                "golden": {"scores": {}, "p_value": 1.0, "tolerance": GOLDEN_TOLERANCE},
+                "notes": list(notes),
+                "files": held_out_files,
+            }
+        )
+        opened = Product.open(Stored(writer.path, writer.tag, manifest, self.backbone.path), self.device)
+        scores = opened.raw_scores(golden[np.newaxis])
+        judged = opened.calibration.judge(scores)[0]
+        cost = {"seconds": {stage: round(value, 2) for stage, value in fitted.seconds.items()}}
+        cost["seconds"]["all"] = round(time.monotonic() - started, 2)
+        return manifest.model_copy(
+            update={
+                "golden": manifest.golden.model_copy(
+                    update={
+                        "scores": {name: one.score for name, one in judged.detectors.items()},
+                        "p_value": judged.p_value,
+                    }
+                ),
+                "cost": cost,
+                "files": {},
+            }
+        )
+
+
+class _Clock:
+    """Seconds since the stage before."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        now = time.monotonic()
+        self._seconds[stage], self._last = now - self._last, now
+
+
+def _check(detectors: Sequence[str] | None, alpha: float) -> list[str]:
+    if not 0 < alpha < 1:
+        raise BadParameter(f"alpha is a false-alarm rate between 0 and 1, not {alpha:g}.")
+    names = list(DETECTORS) if detectors is None else list(dict.fromkeys(detectors))
+    unknown = [name for name in names if name not in DETECTORS]
+    if unknown or not names:
+        raise BadParameter(f"There is no detector {', '.join(unknown) or 'given'}; choose of {', '.join(DETECTORS)}.")
+    return names
+
+
+def _possible(
+    names: Sequence[str], chosen: bool, dataset: Dataset, backbone: StoredBackbone
+) -> tuple[list[str], list[str]]:
+    """The detectors that these weights and folders allow, and a line for each that is left out."""
+    info = backbone.info
+    reasons: dict[str, str] = {}
+    missing = [layer for layer in info.spec.patch_layers if layer not in info.layers]
+    if missing:
+        reasons["memory_bank"] = f"the weights have no {', '.join(missing)}"
+    if not info.has_logits and not dataset.classes:
+        reasons["softmax"] = "the weights have no classification head and the folder has no classes"
+    possible = [name for name in names if name not in reasons]
+    notes = [f"{name} is left out: {reasons[name]}." for name in names if name in reasons]
+    if not possible or (chosen and notes):
+        raise BadParameter(f"{notes[0].rstrip('.')}; choose other detectors or other weights.")
+    return possible, notes
+
+
+def _folds(n: int, count: int, labels: NDArray[np.int64] | None, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Fold of each picture, int64 (n,): random, of equal sizes, and of equal shares of each class."""
+    order = rng.permutation(n)
+    if labels is not None:
+        order = order[np.argsort(labels[order], kind="stable")]
+    folds = np.empty(n, np.int64)
+    folds[order] = np.arange(n) % min(count, n)
+    return folds
+
+
+def _typical(fitted: _Fitted) -> int:
+    """The picture whose held-out p-values lie nearest the middle."""
+    calibration = fitted.calibration
+    p = [calibration.calibrators[name].p_value(scores.image) for name, scores in fitted.held_out.items()]
+    return int(np.abs(np.array(p) - 0.5).max(axis=0).argmin())
+
+
+def _thumbnails(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """JPEG bytes of all pictures, joined, and where each begins: what a bank entry's source looked like."""
+    joined = io.BytesIO()
+    offsets = [0]
+    height, width = pictures.shape[1:3]
+    scale = THUMBNAIL / max(height, width)
+    for picture in pictures:
+        small = images.resize(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
+        joined.write(images.encode_jpeg(small, 80))
+        offsets.append(joined.tell())
+    return {"jpeg": np.frombuffer(joined.getvalue(), np.uint8), "offsets": np.array(offsets, np.int64)}
+
+
+def _array_files(fitted: _Fitted) -> list[str]:
+    return [*fitted.detectors, CALIBRATION, *([PROJECTION] if fitted.projection is not None else [])]
+
+
+def _advice(manifest: Manifest) -> list[str]:
+    calibration, data = manifest.calibration, manifest.data
+    lines = [f"Skipped {one.path}: {one.reason}" for one in data.skipped]
+    attained = calibration.alpha
+    if attained > calibration.alpha_requested:
+        lines.append(
+            f"alpha is {attained:.4g}, not {calibration.alpha_requested:g}: {calibration.n} normal pictures decide no finer; "
+            f"{needed_for(calibration.alpha_requested)} are needed."
+        )
+    bound, needed = calibration.certificate["bound"], calibration.certificate["n_needed"]
+    lines.append(
+        f"Of new normal pictures like these, on average at most {attained:.2%} are called anomalous; with 95 % confidence "
+        f"for this very set, at most {bound:.2%} ({needed} pictures would certify {attained:.2%})."
+    )
+    return lines
