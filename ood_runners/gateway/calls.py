@@ -1,4 +1,4 @@
-"""Calls to a runner: a deadline on each, one retry, and failures in this package's own words."""
+"""Calls to a runner: a deadline on each, retries, and failures in this package's own words."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ood_runners.errors import DeadlineExceeded, OODError, Overloaded
 
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 Item = dict[str, Any]
+RETRY_PAUSES_S = (0.01, 0.1)
 BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 _ERRORS = {kind.code: kind for kind in OODError.__subclasses__()}
 
@@ -47,16 +48,12 @@ class Runner:
     async def infer(self, items: Sequence[Item], deadline: float) -> list[Item | OODError]:
         """One answer an item, in order; an error in the place of an item that failed.
 
-        `deadline` is a time of ``time.monotonic()``. Scoring is idempotent, so a connection that breaks is
-        tried once more. Raises Overloaded when the runner is away and DeadlineExceeded when it is late.
+        `deadline` is a time of ``time.monotonic()``. Raises Overloaded when the runner is away and
+        DeadlineExceeded when it is late.
         """
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                try:
-                    answers = await self._proxy.infer(list(items))
-                except BROKEN as error:
-                    logger.warning("%s: %r; tried once more", self.name, error)
-                    answers = await self._proxy.infer(list(items))
+                answers = await self._persist(list(items))
         except TimeoutError:
             if await self.is_ready():
                 raise DeadlineExceeded(f"{self.name} did not answer within the request's deadline.") from None
@@ -67,6 +64,20 @@ class Runner:
             raise self._translate(error) from error
         self._answered = time.monotonic()
         return [error_from_dict(answer["error"]) if "error" in answer else answer for answer in answers]
+
+    async def _persist(self, items: list[Item]) -> list[Item]:
+        """Call, and call again where the connection breaks: scoring is idempotent.
+
+        A runner closes connections that are idle for 5 s, and one from the pool may be closed in the moment in which
+        it is used. The pause lets the pool notice the others that were closed with it.
+        """
+        for pause in RETRY_PAUSES_S:
+            try:
+                return list(await self._proxy.infer(items))
+            except BROKEN as error:
+                logger.info("%s: %r; tried again", self.name, error)
+                await asyncio.sleep(pause)
+        return list(await self._proxy.infer(items))
 
     def _away(self) -> Overloaded:
         return Overloaded(f"{self.name} is away; it is started again by itself, so send this again later.")

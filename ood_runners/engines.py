@@ -1,0 +1,127 @@
+"""What runs inside a runner: items in, items out, one answer for each and never an exception for a batch.
+
+The engines know nothing of BentoML, so that one process can also hold them all.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ood_runners.artifacts import LoadedVersions, read_version
+from ood_runners.backbones.runtime import FeatureNetwork, choose_device
+from ood_runners.detectors.base import Detector
+from ood_runners.errors import OODError
+from ood_runners.features import Features, Scores
+from ood_runners.pipeline import load_detector, load_network
+
+logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
+Item = dict[str, Any]
+Part = TypeVar("Part")
+
+
+class Engine(ABC, Generic[Part]):
+    """Groups a batch by version, loads what it needs and answers each item.
+
+    An item is ``{"tag": …, <feature name>: array, …}``; an answer is arrays, or ``{"error": {"code", "message"}}``.
+    """
+
+    def __init__(self, loaded: LoadedVersions[Part]) -> None:
+        self._loaded = loaded
+
+    def infer(self, items: Sequence[Item]) -> list[Item]:
+        """One answer an item, in order."""
+        rows_of: dict[str, list[int]] = {}
+        for row, item in enumerate(items):
+            rows_of.setdefault(str(item.get("tag")), []).append(row)
+        answers: dict[int, Item] = {}
+        for tag, rows in rows_of.items():
+            answers.update(zip(rows, self._answer(tag, [items[row] for row in rows]), strict=True))
+        return [answers[row] for row in range(len(items))]
+
+    def _answer(self, tag: str, items: Sequence[Item]) -> list[Item]:
+        try:
+            with self._loaded.lease(tag) as part:
+                return self._compute_each(part, items)
+        except Exception as error:  # it could not be loaded
+            return [_failure(error, f"{type(self).__name__} could not load {tag}")] * len(items)
+
+    def _compute_each(self, part: Part, items: Sequence[Item]) -> list[Item]:
+        try:
+            answers = self.compute(part, Features.from_items(items))
+            if len(answers) != len(items):
+                raise ValueError(f"{len(items)} items gave {len(answers)} answers")
+            return answers
+        except Exception as error:
+            if len(items) == 1:
+                return [_failure(error, f"{type(self).__name__} failed on a picture of {items[0].get('tag')}")]
+            # One of them is to blame: the others get their answers.
+            return [answer for item in items for answer in self._compute_each(part, [item])]
+
+    @abstractmethod
+    def compute(self, part: Part, features: Features) -> list[Item]:
+        """The answers of a batch of one version."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the bytes of its weights, which is about what it takes in memory."""
+
+    run: FeatureNetwork
+    nbytes: int
+
+
+class FeatureEngine(Engine[Network]):
+    """Pictures to patches, pooled features and logits."""
+
+    def compute(self, part: Network, features: Features) -> list[Item]:
+        """Answers are the items of ``Features``."""
+        if features.pictures is None:
+            raise ValueError("an item without pictures")
+        return part.run(features.pictures).to_items()
+
+
+class DetectorEngine(Engine[Detector]):
+    """Features to one detector's scores."""
+
+    def compute(self, part: Detector, features: Features) -> list[Item]:
+        """Answers are ``{"score": float32}``, with ``"map"`` float32 (h, w) and ``"predicted"`` where there are any."""
+        return to_items(part.score(features))
+
+
+def feature_engine(device: str, budget: int) -> FeatureEngine:
+    """The engine behind ResNet50Runner; `budget` is in bytes."""
+
+    def load(tag: str) -> Network:
+        stored = read_version(tag)
+        weights = sum(file.stat().st_size for file in stored.backbone_path.glob("*.bin"))
+        return Network(load_network(stored, device), weights)
+
+    choose_device(device)  # says at the start what is amiss
+    return FeatureEngine(LoadedVersions(load, lambda network: network.nbytes, budget))
+
+
+def detector_engine(name: str, device: str, budget: int) -> DetectorEngine:
+    """The engine behind the runner of the detector `name`; `budget` is in bytes."""
+    return DetectorEngine(LoadedVersions(lambda tag: load_detector(read_version(tag), name, device), _size, budget))
+
+
+def _size(detector: Detector) -> int:
+    return sum(array.nbytes for array in detector.to_arrays().values())
+
+
+def _failure(error: Exception, context: str) -> Item:
+    if isinstance(error, OODError):
+        return {"error": error.to_dict()}
+    logger.error("%s", context, exc_info=error)
+    return {"error": OODError(f"{context}; the runner's log says why.").to_dict()}
+
+
+def to_items(scores: Scores) -> list[Item]:
+    """One flat dict a picture, for the wire."""
+    columns: Mapping[str, Any] = {"score": scores.image, "map": scores.map, "predicted": scores.predicted}
+    present = {name: column for name, column in columns.items() if column is not None}
+    return [{name: column[i] for name, column in present.items()} for i in range(len(scores))]

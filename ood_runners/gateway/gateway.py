@@ -1,0 +1,177 @@
+"""From the files of a request to what they are judged to be."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners import images
+from ood_runners.calibration import Judgement
+from ood_runners.errors import DeadlineExceeded, OODError, TooLarge
+from ood_runners.features import Scores
+from ood_runners.gateway.admission import Admission
+from ood_runners.gateway.graph import Graph
+from ood_runners.gateway.served import Served
+from ood_runners.gateway.timing import Timing
+from ood_runners.gateway.versions import Versions
+from ood_runners.settings import Settings
+
+Result = TypeVar("Result")
+PATIENCE = 0.8  # share of the deadline that a picture may spend waiting for those before it
+SILENT_S = 60.0
+DECODERS = 4  # pictures decoded at once, at most: a large one takes several hundred megabytes
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request wants to know, besides its pictures; None leaves it to the product."""
+
+    product: str | None = None
+    version: str | None = None
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
+
+    Attributes
+    ----------
+    size : height and width as sent
+    resized : uint8 (h, w, 3) at the version's input size
+    sent : uint8 (height, width, 3), where it was asked to be kept
+    """
+
+    size: tuple[int, int]
+    resized: NDArray[np.uint8]
+    sent: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judged picture; `map` is its calibrated map, float32 (h, w) at the input size, where there is one."""
+
+    picture: Picture
+    judgement: Judgement
+    map: NDArray[np.float32] | None
+
+
+class Gateway:
+    """Decodes, calls the runners, judges.
+
+    Everything that computes runs in a bounded pool of threads, so that the event loop stays free to accept, refuse
+    and time out.
+
+    Parameters
+    ----------
+    graph : the runners
+    settings : deadlines and limits
+    """
+
+    def __init__(self, graph: Graph, settings: Settings) -> None:
+        self.versions = Versions(graph, settings.pins)
+        self._graph = graph
+        self._settings = settings
+        self._limits = images.Limits()
+        self._admission = Admission(settings.max_pending, PATIENCE * settings.deadline_s)
+        self._pool = ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1), thread_name_prefix="gateway")
+
+    def start(self) -> None:
+        """Begin to load and warm up, and to follow the production records; returns at once."""
+        self.versions.start()
+
+    async def stop(self) -> None:
+        """Stop following the records."""
+        await self.versions.stop()
+        self._pool.shutdown(wait=False)
+
+    async def is_ready(self) -> bool:
+        """Whether the versions are warm and every runner answers."""
+        if not self.versions.warm:
+            return False
+        return all(await asyncio.gather(*(runner.is_ready() for runner in self._graph.runners)))
+
+    async def is_alive(self) -> bool:
+        """Whether no runner has been silent for longer than it takes to start one.
+
+        Where BentoML does not start a dead runner again (in a container), this is what has the container replaced.
+        """
+        await asyncio.gather(*(runner.is_ready() for runner in self._graph.runners))
+        return all(runner.silent_s < SILENT_S for runner in self._graph.runners)
+
+    async def judge(
+        self, files: Sequence[bytes], ask: Ask, timing: Timing, *, keep: bool = False
+    ) -> tuple[Served, list[Judged | OODError]]:
+        """Judge the pictures in `files`, in order, each on its own: an error in the place of a bad one.
+
+        With `keep`, the decoded pictures come back as well, at their own size.
+
+        Raises
+        ------
+        TooLarge, Overloaded, DeadlineExceeded
+            For the request as a whole.
+        OODError
+            As `Versions.get`, and for an `alpha` that the product cannot judge by.
+        """
+        if len(files) > self._settings.max_pictures:
+            most = self._settings.max_pictures
+            raise TooLarge(f"{len(files)} pictures in one request; send at most {most} at a time.")
+        seconds = self._settings.deadline_s
+        deadline = time.monotonic() + seconds
+        try:
+            with self._admission.admit(len(files)):
+                async with asyncio.timeout(seconds):
+                    served = await self.versions.get(ask.product, ask.version)
+                    served.calibration.check_alpha(ask.alpha)
+                    with timing.stage("decode"):
+                        decoded = await asyncio.gather(*(self._decode(data, served.size, keep) for data in files))
+                    pictures = {row: one for row, one in enumerate(decoded) if isinstance(one, Picture)}
+                    resized = [picture.resized for picture in pictures.values()]
+                    outcomes = await self._graph.scores(served, resized, deadline, timing)
+                    of_row = dict(zip(pictures, outcomes, strict=True))
+                    failed = {row: one for row, one in enumerate(decoded) if isinstance(one, OODError)}
+                    failed |= {row: one for row, one in of_row.items() if isinstance(one, OODError)}
+                    scored = {row: one for row, one in of_row.items() if not isinstance(one, OODError)}
+                    with timing.stage("judge"):
+                        judged = await self.run(lambda: _judge(served, pictures, scored, ask.alpha))
+                    results: dict[int, Judged | OODError] = {**failed, **judged}
+                    return served, [results[row] for row in range(len(files))]
+        except TimeoutError:
+            raise DeadlineExceeded(f"The request did not finish within {seconds:g} s; send it again later.") from None
+
+    async def _decode(self, data: bytes, size: tuple[int, int], keep: bool) -> Picture | OODError:
+        def work() -> Picture:
+            sent = images.decode(data, self._limits)
+            return Picture(sent.shape[:2], images.resize(sent, size), sent if keep else None)
+
+        try:
+            return await self.run(work)
+        except OODError as error:
+            return error
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Run `work` in the pool of threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _judge(
+    served: Served, pictures: Mapping[int, Picture], scored: Mapping[int, Mapping[str, Scores]], alpha: float | None
+) -> dict[int, Judged]:
+    """Judge the scored pictures, by row."""
+    if not scored:
+        return {}
+    joined = {name: Scores.concatenate([scores[name] for scores in scored.values()]) for name in served.detectors}
+    judgements = served.calibration.judge(joined, alpha)
+    maps: Sequence[NDArray[np.float32] | None] = [None] * len(scored)
+    if served.calibration.localises:
+        maps = list(served.calibration.anomaly_map(joined, served.size))
+    rows = zip(scored, judgements, maps, strict=True)
+    return {row: Judged(pictures[row], judgement, one) for row, judgement, one in rows}

@@ -1,0 +1,145 @@
+"""The way of a picture through the runners, and what is left to score here.
+
+Features and VAE run at the same time; then the memory bank gets the patches and Mahalanobis the pooled features.
+Only the runners that a product's detectors need are called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners.errors import OODError
+from ood_runners.features import POOLED_PREFIX, Features, Scores
+from ood_runners.gateway.calls import Item, Runner
+from ood_runners.gateway.served import Served
+from ood_runners.gateway.timing import Timing
+
+CHUNK = 8  # pictures in one call: 1.2 MB of pixels at 224 px, 1.6 MB of patches
+Outcome = dict[str, Scores] | OODError
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The four runners.
+
+    Attributes
+    ----------
+    features : pictures to patches, pooled features and logits
+    vae, memory_bank, mahalanobis : to the scores of the detector of that name
+    """
+
+    features: Runner
+    vae: Runner
+    memory_bank: Runner
+    mahalanobis: Runner
+
+    @property
+    def runners(self) -> tuple[Runner, ...]:
+        """All of them."""
+        return (self.features, self.vae, self.memory_bank, self.mahalanobis)
+
+    async def scores(
+        self, served: Served, pictures: Sequence[NDArray[np.uint8]], deadline: float, timing: Timing
+    ) -> list[Outcome]:
+        """Raw scores of each picture by each of the version's detectors, or the error of a picture that failed.
+
+        Parameters
+        ----------
+        served : the version that every hop answers with
+        pictures : uint8 (h, w, 3) each, at the version's input size
+        deadline : a time of ``time.monotonic()``
+        """
+        chunks = [
+            _Chunk(self, served, pictures[start : start + CHUNK], deadline, timing)
+            for start in range(0, len(pictures), CHUNK)
+        ]
+        parts = await asyncio.gather(*(chunk.score() for chunk in chunks))
+        return [outcome for part in parts for outcome in part]
+
+
+@dataclass
+class _Chunk:
+    """Pictures that travel together; a picture that fails on the way leaves its error and the others go on."""
+
+    graph: Graph
+    served: Served
+    pictures: Sequence[NDArray[np.uint8]]
+    deadline: float
+    timing: Timing
+    found: dict[int, dict[str, Scores]] = field(default_factory=dict)
+    failed: dict[int, OODError] = field(default_factory=dict)
+
+    async def score(self) -> list[Outcome]:
+        detectors = self.served.detectors
+        rows = range(len(self.pictures))
+        self.found = {row: {} for row in rows}
+        pictures: dict[int, Item] = {row: {"pictures": picture} for row, picture in enumerate(self.pictures)}
+        ways = []
+        if set(detectors) - {"vae"}:
+            ways.append(self._through_features(pictures))
+        if "vae" in detectors:
+            ways.append(self._detect("vae", self.graph.vae, pictures))
+        await asyncio.gather(*ways)
+        return [self.failed.get(row) or self.found[row] for row in rows]
+
+    async def _through_features(self, pictures: Mapping[int, Item]) -> None:
+        features = await self._call("features", self.graph.features, pictures)
+        if not features:
+            return
+        hops = []
+        if "memory_bank" in self.served.detectors:
+            patches = {row: {"patches": item["patches"]} for row, item in features.items()}
+            hops.append(self._detect("memory_bank", self.graph.memory_bank, patches))
+        if "mahalanobis" in self.served.detectors:
+            pooled = {row: _pooled(item) for row, item in features.items()}
+            hops.append(self._detect("mahalanobis", self.graph.mahalanobis, pooled))
+        hops.append(self._detect_here(features))
+        await asyncio.gather(*hops)
+
+    async def _detect_here(self, features: Mapping[int, Item]) -> None:
+        """The detectors that cost less than a hop."""
+        for name, detector in self.served.local.items():
+            with self.timing.stage(name):
+                scores = detector.score(Features.from_items(list(features.values())))
+            for i, row in enumerate(features):
+                self.found[row][name] = scores[i : i + 1]
+
+    async def _detect(self, name: str, runner: Runner, items: Mapping[int, Item]) -> None:
+        for row, item in (await self._call(name, runner, items)).items():
+            self.found[row][name] = _scores(item)
+
+    async def _call(self, stage: str, runner: Runner, items: Mapping[int, Item]) -> dict[int, Item]:
+        """The answers by row, without those that failed."""
+        tagged = [{"tag": self.served.tag} | item for item in items.values()]
+        answers: Sequence[Item | OODError]
+        try:
+            with self.timing.stage(stage):
+                answers = await runner.infer(tagged, self.deadline)
+        except OODError as error:
+            answers = [error] * len(tagged)
+        answered: dict[int, Item] = {}
+        for row, answer in zip(items, answers, strict=True):
+            if isinstance(answer, OODError):
+                self.failed[row] = answer
+            else:
+                answered[row] = answer
+        return answered
+
+
+def _pooled(item: Item) -> Item:
+    return {name: array for name, array in item.items() if name.startswith(POOLED_PREFIX)}
+
+
+def _scores(item: Item) -> Scores:
+    """One picture's scores as they come over the wire."""
+
+    def row(name: str, dtype: type[np.generic]) -> Any:
+        return None if item.get(name) is None else np.asarray(item[name], dtype)[np.newaxis]
+
+    return Scores(row("score", np.float32), row("map", np.float32), row("predicted", np.int64))

@@ -1,0 +1,81 @@
+"""What the gateway holds of a version: how to judge by it, and what the runners are not asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners.artifacts import read_version
+from ood_runners.calibration import Calibration
+from ood_runners.detectors import Detector
+from ood_runners.errors import ArtifactError
+from ood_runners.features import Scores
+from ood_runners.pipeline import class_names, load_calibration, load_detector, load_golden
+
+LOCAL = frozenset({"softmax"})  # costs less than a hop to a runner
+
+
+@dataclass(frozen=True)
+class Served:
+    """One version, opened.
+
+    Attributes
+    ----------
+    product, version, tag : its names
+    size : height and width that pictures are resized to
+    detectors : names of its detectors
+    local : those that are scored in this process
+    calibration : raw scores to p-values and verdicts
+    classes : names by class index, where the version knows classes
+    golden : uint8 (h, w, 3), the picture that proves a loaded version
+    golden_scores : raw score by detector that it had at fit time
+    tolerance : how far, relatively, a score may be from that
+    """
+
+    product: str
+    version: str
+    tag: str
+    size: tuple[int, int]
+    detectors: tuple[str, ...]
+    local: Mapping[str, Detector]
+    calibration: Calibration
+    classes: Sequence[str] | None
+    golden: NDArray[np.uint8]
+    golden_scores: Mapping[str, float]
+    tolerance: float
+
+    def class_name(self, index: int | None) -> str | None:
+        """The name of a predicted class."""
+        return None if index is None or self.classes is None else self.classes[index]
+
+    def check_golden(self, scores: Mapping[str, Scores]) -> None:
+        """Raise ArtifactError unless the golden picture scores as it did at fit time."""
+        for name, expected in self.golden_scores.items():
+            found = float(scores[name].image[0])
+            if not abs(found - expected) <= self.tolerance * max(1.0, abs(expected)):
+                raise ArtifactError(
+                    f"{self.tag} does not reproduce its golden picture: {name} gives {found:.6g} and gave "
+                    f"{expected:.6g} when it was fitted; fit it again on this machine."
+                )
+
+
+def load(product: str, version: str) -> Served:
+    """Open a version after checking every file of it; raises NotFound and ArtifactError."""
+    stored = read_version(product, version)
+    manifest = stored.manifest
+    return Served(
+        product=product,
+        version=version,
+        tag=str(stored.tag),
+        size=(manifest.input.height, manifest.input.width),
+        detectors=tuple(manifest.detectors),
+        local={name: load_detector(stored, name) for name in manifest.detectors if name in LOCAL},
+        calibration=load_calibration(stored),
+        classes=class_names(stored),
+        golden=load_golden(stored),
+        golden_scores=manifest.golden.scores,
+        tolerance=manifest.golden.tolerance,
+    )

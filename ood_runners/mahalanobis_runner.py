@@ -1,0 +1,23 @@
+"""Pooled features to their Mahalanobis distance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bentoml
+
+from ood_runners.engines import detector_engine
+from ood_runners.settings import batching, runner_config, settings
+
+
+@bentoml.service(name="MahalanobisRunner", **runner_config(gpu=False))
+class MahalanobisRunner:
+    """Pooled features to their Mahalanobis distance."""
+
+    def __init__(self) -> None:
+        self._engine = detector_engine("mahalanobis", settings.device, settings.memory_bytes)
+
+    @bentoml.api(**batching())
+    def infer(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One answer an item, in order; see ood_runners/engines.py."""
+        return self._engine.infer(items)

@@ -1,0 +1,23 @@
+"""Patches to their distance from the memory bank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bentoml
+
+from ood_runners.engines import detector_engine
+from ood_runners.settings import batching, runner_config, settings
+
+
+@bentoml.service(name="NearestNeighbourRunner", **runner_config(gpu=False))
+class NearestNeighbourRunner:
+    """Patches to their distance from the memory bank."""
+
+    def __init__(self) -> None:
+        self._engine = detector_engine("memory_bank", settings.device, settings.memory_bytes)
+
+    @bentoml.api(**batching())
+    def infer(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One answer an item, in order; see ood_runners/engines.py."""
+        return self._engine.infer(items)

@@ -1,0 +1,23 @@
+"""Pictures to features: the one pass of the backbone that all detectors share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bentoml
+
+from ood_runners.engines import feature_engine
+from ood_runners.settings import batching, runner_config, settings
+
+
+@bentoml.service(name="ResNet50Runner", **runner_config(gpu=True))
+class ResNet50Runner:
+    """Runs whichever backbone a product was fitted on; ResNet50 is the default one."""
+
+    def __init__(self) -> None:
+        self._engine = feature_engine(settings.device, settings.memory_bytes)
+
+    @bentoml.api(**batching())
+    def infer(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One answer an item, in order; see ood_runners/engines.py."""
+        return self._engine.infer(items)

@@ -1,0 +1,23 @@
+"""Pictures to the reconstruction error of the variational autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bentoml
+
+from ood_runners.engines import detector_engine
+from ood_runners.settings import batching, runner_config, settings
+
+
+@bentoml.service(name="VAERunner", **runner_config(gpu=True))
+class VAERunner:
+    """Pictures to the reconstruction error of the variational autoencoder."""
+
+    def __init__(self) -> None:
+        self._engine = detector_engine("vae", settings.device, settings.memory_bytes)
+
+    @bentoml.api(**batching())
+    def infer(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One answer an item, in order; see ood_runners/engines.py."""
+        return self._engine.infer(items)

@@ -1,0 +1,53 @@
+"""The public service: ``bentoml serve`` in this folder serves every product that has a version in production."""
+
+from __future__ import annotations
+
+import bentoml
+
+from ood_runners.api.app import create_app
+from ood_runners.gateway.calls import Runner
+from ood_runners.gateway.gateway import Gateway
+from ood_runners.gateway.graph import Graph
+from ood_runners.mahalanobis_runner import MahalanobisRunner
+from ood_runners.nearest_neighbour_runner import NearestNeighbourRunner
+from ood_runners.resnet50_runner import ResNet50Runner
+from ood_runners.settings import gateway_config, settings
+from ood_runners.vae_runner import VAERunner
+
+app = create_app(upload_s=settings.upload_s)
+
+
+@bentoml.service(name="OODService", **gateway_config())
+@bentoml.asgi_app(app, path="/")
+class OODService:
+    """Says of a picture whether it belongs to what was shown as normal, how sure that is, and where it does not."""
+
+    resnet50 = bentoml.depends(ResNet50Runner)
+    vae = bentoml.depends(VAERunner)
+    nearest_neighbour = bentoml.depends(NearestNeighbourRunner)
+    mahalanobis = bentoml.depends(MahalanobisRunner)
+
+    def __init__(self) -> None:
+        graph = Graph(
+            features=Runner("ResNet50Runner", self.resnet50),
+            vae=Runner("VAERunner", self.vae),
+            memory_bank=Runner("NearestNeighbourRunner", self.nearest_neighbour),
+            mahalanobis=Runner("MahalanobisRunner", self.mahalanobis),
+        )
+        self.gateway = app.state.gateway = Gateway(graph, settings)
+
+    @bentoml.on_startup
+    def start(self) -> None:
+        """Begin to load and warm up; requests that come earlier wait for it."""
+        self.gateway.start()
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        """Stop following the production records."""
+        await self.gateway.stop()
+
+    async def __is_ready__(self) -> bool:
+        return await self.gateway.is_ready()
+
+    async def __is_alive__(self) -> bool:
+        return await self.gateway.is_alive()
