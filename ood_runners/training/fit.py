@@ -193,7 +193,8 @@ class _Fitting:
         golden = self.training.pictures[_typical(fitted)]
         (writer.path / GOLDEN).write_bytes(images.encode_png(golden))
         info, calibration, data = self.backbone.info, fitted.calibration, self.training
-        held_out_files = {f"{name}.safetensors": "0" * 64 for name in _array_files(fitted)}
+        # The store hashes the files when it seals them; until then their names are enough to open them.
+        unsealed = {path.name: "0" * 64 for path in writer.path.iterdir()}
         manifest = Manifest.model_validate(
             {
                 "product": product,
@@ -226,23 +227,17 @@ class _Fitting:
                 },
                 "golden": {"scores": {}, "p_value": 1.0, "tolerance": GOLDEN_TOLERANCE},
                 "notes": list(notes),
-                "files": held_out_files,
+                "files": unsealed,
             }
         )
         opened = Product.open(Stored(writer.path, writer.tag, manifest, self.backbone.path), self.device)
-        scores = opened.raw_scores(golden[np.newaxis])
-        judged = opened.calibration.judge(scores)[0]
-        cost = {"seconds": {stage: round(value, 2) for stage, value in fitted.seconds.items()}}
-        cost["seconds"]["all"] = round(time.monotonic() - started, 2)
+        judged = opened.judge(golden[np.newaxis])[0]
+        raw = {name: one.score for name, one in judged.detectors.items()}
+        seconds = {stage: round(value, 2) for stage, value in fitted.seconds.items()}
         return manifest.model_copy(
             update={
-                "golden": manifest.golden.model_copy(
-                    update={
-                        "scores": {name: one.score for name, one in judged.detectors.items()},
-                        "p_value": judged.p_value,
-                    }
-                ),
-                "cost": cost,
+                "golden": manifest.golden.model_copy(update={"scores": raw, "p_value": judged.p_value}),
+                "cost": {"seconds": seconds | {"all": round(time.monotonic() - started, 2)}},
                 "files": {},
             }
         )
@@ -317,22 +312,18 @@ def _thumbnails(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     return {"jpeg": np.frombuffer(joined.getvalue(), np.uint8), "offsets": np.array(offsets, np.int64)}
 
 
-def _array_files(fitted: _Fitted) -> list[str]:
-    return [*fitted.detectors, CALIBRATION, *([PROJECTION] if fitted.projection is not None else [])]
-
-
 def _advice(manifest: Manifest) -> list[str]:
     calibration, data = manifest.calibration, manifest.data
     lines = [f"Skipped {one.path}: {one.reason}" for one in data.skipped]
     attained = calibration.alpha
     if attained > calibration.alpha_requested:
         lines.append(
-            f"alpha is {attained:.4g}, not {calibration.alpha_requested:g}: {calibration.n} normal pictures decide no finer; "
-            f"{needed_for(calibration.alpha_requested)} are needed."
+            f"alpha is {attained:.4g}, not {calibration.alpha_requested:g}: {calibration.n} normal pictures decide no "
+            f"finer; {needed_for(calibration.alpha_requested)} are needed."
         )
     bound, needed = calibration.certificate["bound"], calibration.certificate["n_needed"]
     lines.append(
-        f"Of new normal pictures like these, on average at most {attained:.2%} are called anomalous; with 95 % confidence "
-        f"for this very set, at most {bound:.2%} ({needed} pictures would certify {attained:.2%})."
+        f"Of new normal pictures like these, at most {attained:.2%} on average are called anomalous; with 95 % "
+        f"confidence in this very set, at most {bound:.2%} ({needed} pictures would certify {attained:.2%})."
     )
     return lines

@@ -99,6 +99,6 @@ def _too_few(readable: int, found: int, root: Path) -> DataError:
     count = "one picture" if readable == 1 else f"{readable} pictures"
     of = "" if readable == found else f" of {found}"
     return DataError(
-        f"Only {count}{of} in {root} can be fitted on; at least {MIN_PICTURES} normal pictures are needed, and 99 for a "
-        "false-alarm rate of 1 %."
+        f"Only {count}{of} in {root} can be fitted on; at least {MIN_PICTURES} normal pictures are needed, and "
+        "99 for a false-alarm rate of 1 %."
     )
