@@ -25,7 +25,8 @@ class Projection:
 
     def apply(self, patches: NDArray[Any]) -> NDArray[np.float32]:
         """Project (..., c) of any float type to float32 (..., d)."""
-        return (patches.astype(np.float32) - self.mean) @ self.matrix
+        projected: NDArray[np.float32] = np.matmul(patches.astype(np.float32) - self.mean, self.matrix)
+        return projected
 
     @property
     def bias(self) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ood_runners.backbones.projection import Projection
 from ood_runners.backbones.spec import BackboneInfo
 from ood_runners.errors import BadParameter, WeightsError
-from ood_runners.features import POOLED_PREFIX, Features
+from ood_runners.features import Features
 
 PATCHES = "patches"
 _NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvhost-ctrl", "/dev/dxg")
@@ -157,13 +157,11 @@ class FeatureNetwork:
             raise ValueError(
                 f"pictures must be uint8 (n, {self.size[0]}, {self.size[1]}, 3), not {pictures.dtype} {pictures.shape}"
             )
-        arrays = self._engine(np.ascontiguousarray(pictures))
-        pooled = {k.removeprefix(POOLED_PREFIX): v for k, v in arrays.items() if k.startswith(POOLED_PREFIX)}
-        return Features(arrays.get(PATCHES), pooled, arrays.get("logits"))
+        return Features.from_arrays(self._engine(np.ascontiguousarray(pictures)))
 
 
 def choose_device(device: str) -> str:
-    """ "cpu" or "cuda" for "auto", "cpu" or "cuda"; torch is not imported where there is no NVIDIA device."""
+    """Resolve "auto", "cpu" or "cuda" to "cpu" or "cuda"; torch is not imported where there is no NVIDIA device."""
     if device not in ("auto", "cpu", "cuda"):
         raise BadParameter(f"There is no device {device!r}; choose auto, cpu or cuda.")
     if device == "cpu":

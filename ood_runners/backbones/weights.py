@@ -196,7 +196,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"The weights file {path} is no plain state dict (whole pickled models are never opened, since they can "
             "run code); save model.state_dict() instead, best as safetensors."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # on bytes that are something else the unpickler fails in whatever way it stumbles
         raise WeightsError(
             f"The weights file {path} can be read neither as safetensors nor as a torch file; is it whole?"
         ) from error
