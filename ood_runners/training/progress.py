@@ -23,8 +23,8 @@ from rich.progress import Progress as RichProgress
 class Stage(Protocol):
     """One stage of the work, open until its ``with`` block ends."""
 
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """`n` more are done; `note` (``loss 0.012``) is shown beside them."""
+    def advance(self, n: int = 1, note: str = "", total: int | None = None) -> None:
+        """`n` more are done, of `total` where only the work itself knows it; `note` (``loss 0.012``) stands beside."""
 
 
 class Progress(Protocol):
@@ -42,7 +42,7 @@ class SilentProgress:
         """A stage that nobody watches."""
         yield self
 
-    def advance(self, n: int = 1, note: str = "") -> None:
+    def advance(self, n: int = 1, note: str = "", total: int | None = None) -> None:
         """Nothing."""
 
 
@@ -83,8 +83,8 @@ class _BarStage:
     def __init__(self, bars: RichProgress, task: TaskID) -> None:
         self._bars, self._task = bars, task
 
-    def advance(self, n: int = 1, note: str = "") -> None:
-        self._bars.update(self._task, advance=n, note=note)
+    def advance(self, n: int = 1, note: str = "", total: int | None = None) -> None:
+        self._bars.update(self._task, total=total, advance=n, note=note)
 
 
 class LineProgress:
@@ -107,7 +107,8 @@ class _LineStage:
         self._done, self._note = 0, ""
         self._began = self._said = log.clock()
 
-    def advance(self, n: int = 1, note: str = "") -> None:
+    def advance(self, n: int = 1, note: str = "", total: int | None = None) -> None:
+        self._total = total or self._total
         self._done, self._note = self._done + n, note
         now = self._log.clock()
         if now - self._said < self._log.every or self._done == self._total:

@@ -38,6 +38,18 @@ def test_a_stage_of_unknown_length_counts() -> None:
     assert stream.getvalue().splitlines() == ["pictures: 3 done", "pictures: 3 done in 6.0 s"]
 
 
+def test_a_total_that_is_known_late_gives_the_time_that_is_left() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with LineProgress(stream, clock=clock).stage("vae") as stage:
+        clock.now = 6.0
+        stage.advance(note="loss 0.5", total=4)
+    assert stream.getvalue().splitlines()[0] == "vae: 1 of 4, about 18 s left, loss 0.5"
+    bars, console = terminal()
+    with BarProgress(console).stage("vae") as stage:
+        stage.advance(total=4)
+    assert "1/4" in bars.getvalue()
+
+
 def test_a_stage_that_fails_claims_no_end() -> None:
     stream = io.StringIO()
     with pytest.raises(RuntimeError), LineProgress(stream).stage("features", 2) as stage:
