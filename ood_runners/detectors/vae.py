@@ -39,8 +39,8 @@ class Vae(Detector):
     """Error of a variational autoencoder's reconstruction, set against the errors usual at each position.
 
     The network sees pictures reduced to about 96 pixels on the short side and paints them anew from a short code
-    that it learned from normal pictures with blots painted over (see `vae_network`), so that what does not belong is
-    missing from the reconstruction. The map is the mean of four local differences (of colour, fine and coarse, of
+    that it learned from normal pictures (see `vae_network`), so that what does not belong is missing from the
+    reconstruction. The map is the mean of four local differences (of colour, fine and coarse, of
     hue, and of structure, 1 - SSIM), each in standard deviations of that difference on normal pictures that were held
     out from training; the image score is the mean of its top 1 %.
 

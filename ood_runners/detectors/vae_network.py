@@ -5,7 +5,6 @@ Training is imported by `vae.py` only inside ``fit`` and on a GPU; a CPU serves 
 References
 ----------
 Kingma, Welling: Auto-Encoding Variational Bayes, 2014.
-Im et al.: Denoising Criterion for Variational Auto-Encoding Framework, 2017 (corrupted input, clean target).
 Rybkin et al.: Simple and Effective VAE Training with Calibrated Decoders, 2021 (log of the squared error, so
 that the weight of the KL term needs no tuning).
 Bergmann et al.: Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders, 2019.
@@ -41,8 +40,8 @@ HELD_OUT = 0.2  # of the pictures, for early stopping and the map's scale
 MAX_HELD_OUT = 200
 MAX_PICTURES = 2000  # in memory, at the working size: about 220 MB
 CHUNK = 64
-NEIGHBOURHOOD = 9
-SHRINKAGE = 0.2
+NEIGHBOURHOOD = 9  # pixels at the working size
+SHRINKAGE = 0.5  # of the spread at a position, towards that of all positions
 
 Report = Callable[[int, int, float], None]
 
@@ -171,31 +170,6 @@ class AnomalyMap(nn.Module):
         return ((self.errors(pictures) - self.centre) / self.scale).mean(1)
 
 
-def corrupt(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures with one irregular blot each, most of them (n, 3, h, w); the network is to paint it out.
-
-    A blot is another picture's content, that with its colours exchanged and dimmed, or one flat colour.
-    """
-    n, _, height, width = x.shape
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    noise = F.interpolate(uniform(n, 1, 7, 7), (height, width), mode="bicubic", align_corners=False)
-    rows = torch.linspace(0, 1, height).view(1, 1, -1, 1) - uniform(n, 1, 1, 1)
-    columns = torch.linspace(0, 1, width).view(1, 1, 1, -1) - uniform(n, 1, 1, 1)
-    radius = 0.03 + 0.22 * uniform(n, 1, 1, 1)
-    distance = ((rows * rows + columns * columns) / radius**2).to(x.device)
-    blot = (distance + 2.0 * (noise.to(x.device) - 0.5) < 1).float()
-    other = x[torch.randperm(n, generator=generator).to(x.device)].roll((height // 3, width // 4), (2, 3))
-    swapped = other[:, torch.randperm(3, generator=generator).to(x.device)] * (0.4 + uniform(n, 1, 1, 1)).to(x.device)
-    flat = uniform(n, 3, 1, 1).to(x.device).expand_as(x)
-    kind = torch.randint(0, 4, (n, 1, 1, 1), generator=generator).to(x.device)
-    strange = torch.where(kind == 0, other, torch.where(kind == 1, swapped, flat))
-    share = blot * (kind < 3) * (0.5 + 0.5 * uniform(n, 1, 1, 1)).to(x.device)
-    return ((1 - share) * x + share * strange).clamp(0, 1)
-
-
 def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
     """Log of the squared error plus the weighted structural term, (n,)."""
     squared = (x - y).pow(2).mean((1, 2, 3))
@@ -241,14 +215,14 @@ def train(
         sum_of_losses = 0.0
         for step in range((epoch - 1) * STEPS_PER_EPOCH, epoch * STEPS_PER_EPOCH):
             rows = torch.randint(0, len(x), (BATCH,), generator=generator).to(x.device)
-            clean = vary(x[rows], generator)
-            mean, log_variance = network.encode(corrupt(clean, generator).contiguous(memory_format=torch.channels_last))
+            seen = vary(x[rows], generator)
+            mean, log_variance = network.encode(seen.contiguous(memory_format=torch.channels_last))
             noise = torch.randn(mean.shape, generator=generator).to(x.device)
             restored = network.decode(mean + noise * (0.5 * log_variance).exp())
             # Both terms are per colour value; the KL term grows to its full weight while the decoder learns to listen.
             warm_up = min(1.0, step / (WARM_UP * total))
-            kl = divergence(mean, log_variance) / clean[0].numel()
-            loss = (reconstruction_loss(clean, restored) + warm_up * kl).mean()
+            kl = divergence(mean, log_variance) / seen[0].numel()
+            loss = (reconstruction_loss(seen, restored) + warm_up * kl).mean()
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
