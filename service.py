@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import bentoml
 
 from ood_runners.api.app import create_app
@@ -12,12 +14,13 @@ from ood_runners.mahalanobis_runner import MahalanobisRunner
 from ood_runners.nearest_neighbour_runner import NearestNeighbourRunner
 from ood_runners.resnet50_runner import ResNet50Runner
 from ood_runners.settings import gateway_config, settings
+from ood_runners.shutdown import GATEWAY, keep_sockets
 from ood_runners.vae_runner import VAERunner
 
 app = create_app(upload_s=settings.upload_s)
 
 
-@bentoml.service(name="OODService", **gateway_config())
+@bentoml.service(name=GATEWAY, **gateway_config())
 @bentoml.asgi_app(app, path="/")
 class OODService:
     """Says of a picture whether it belongs to what was shown as normal, how sure that is, and where it does not."""
@@ -28,6 +31,7 @@ class OODService:
     mahalanobis = bentoml.depends(MahalanobisRunner)
 
     def __init__(self) -> None:
+        self.sockets = keep_sockets()
         graph = Graph(
             features=Runner("ResNet50Runner", self.resnet50),
             vae=Runner("VAERunner", self.vae),
@@ -43,8 +47,9 @@ class OODService:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        """Stop following the production records."""
+        """Stop following the production records; every request has been answered by now."""
         await self.gateway.stop()
+        shutil.rmtree(self.sockets, ignore_errors=True)
 
     async def __is_ready__(self) -> bool:
         return await self.gateway.is_ready()
