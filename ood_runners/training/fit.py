@@ -21,14 +21,14 @@ from ood_runners.artifacts.store import VersionWriter, open_writer
 from ood_runners.backbones import FeatureNetwork, Projection
 from ood_runners.calibration import Calibration, certificate, needed_for
 from ood_runners.calibration.weights import fusion_weights, knows_pictures
-from ood_runners.detectors import DETECTORS, Detector
+from ood_runners.detectors import DETECTORS, Detector, MemoryBank, Vae
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
 from ood_runners.pipeline import CALIBRATION, GOLDEN, PIXEL_DETECTORS, PROJECTION, Product, place
 from ood_runners.training.datasets import Dataset, discover
 from ood_runners.training.extract import StoredBackbone, extract, fit_projection, store_backbone, wanted_features
 from ood_runners.training.pictures import TrainingPictures, read_training
-from ood_runners.training.progress import Progress, SilentProgress
+from ood_runners.training.progress import Progress, SilentProgress, Stage
 
 FOLDS = 10
 # A network is trained anew for each fold: three cost what a user will wait for.
@@ -169,16 +169,17 @@ class _Fitting:
     def _fit_detector(
         self, name: str, features: Features, labels: NDArray[np.int64] | None, rng: np.random.Generator
     ) -> tuple[Detector, Scores]:
-        detector = DETECTORS[name](**({"seed": self.seed} if name != "mahalanobis" else {}))
+        detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": self.seed}))
         place(detector, self.device, None)
         folds = _folds(len(features), FOLDS_OF.get(name, FOLDS), labels, rng)
-        with self.progress.stage(name) as stage:
-            if hasattr(detector, "progress"):
-                detector.progress = lambda epoch, epochs, loss: stage.advance(
-                    note=f"epoch of {epochs}, loss {loss:.4g}"
-                )
-            held_out = detector.fit_held_out(features, folds, labels)
-        return detector, held_out
+        with self.progress.stage(name, total=detector.size if isinstance(detector, MemoryBank) else None) as stage:
+            if isinstance(detector, MemoryBank):
+                # Choosing the bank is the long part of its fit, and it counts entries from 0.
+                chosen = _Counter(stage)
+                return detector, detector.fit_held_out(features, folds, labels, progress=chosen)
+            if isinstance(detector, Vae):
+                detector.progress = lambda epoch, epochs, loss: stage.advance(note=f"loss {loss:.3g}", total=epochs)
+            return detector, detector.fit_held_out(features, folds, labels)
 
     def write(
         self, writer: VersionWriter, product: str, fitted: _Fitted, notes: Sequence[str], started: float
@@ -241,6 +242,17 @@ class _Fitting:
                 "files": {},
             }
         )
+
+
+class _Counter:
+    """Steps of a stage from a running count."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._last = stage, 0
+
+    def __call__(self, count: int) -> None:
+        self._stage.advance(count - self._last)
+        self._last = count
 
 
 class _Clock:

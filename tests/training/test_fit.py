@@ -1,0 +1,173 @@
+"""Fitting for real: the offline backbone, a store of the test's own, pictures drawn here."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ood_runners import images
+from ood_runners.artifacts import list_versions, production, read_version, write_backbone
+from ood_runners.backbones import BackboneInfo, export_backbone
+from ood_runners.detectors import vae_network
+from ood_runners.errors import BadParameter, DataError
+from ood_runners.pipeline import Product, load_golden
+from ood_runners.training.fit import fit
+
+ROOT = Path(__file__).resolve().parents[2]
+BACKBONE = "efficientnet_lite0"
+FAST = ["memory_bank", "mahalanobis"]  # the VAE has tests of its own; one test here fits all four
+
+
+def stripes(seed: int, *, spot: bool = False) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.arange(96), np.arange(96))
+    grey = 120 + 40 * np.sin((x + rng.uniform(0, 8)) / 3) + rng.normal(scale=4, size=(96, 96))
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    if spot:
+        picture[(x - 60) ** 2 + (y - 40) ** 2 < 90] = (200, 30, 30)
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The backbone, exported once; what it is is tested elsewhere."""
+    folder = tmp_path_factory.mktemp("exported")
+    export_backbone(BACKBONE, None, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(bento_home: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VAE that trains for a second, and a store that has the backbone already."""
+    monkeypatch.setattr(vae_network, "EPOCHS", 1)
+    monkeypatch.setattr(vae_network, "STEPS_PER_EPOCH", 4)
+    write_backbone(BackboneInfo.load(exported), exported)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fill(tmp_path / "parts", 20)
+
+
+def fill(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        (folder / f"{i:03}.png").write_bytes(images.encode_png(stripes(i)))
+    return folder
+
+
+def test_a_fitted_version_finds_a_spot_and_is_reproducible(bento_home, folder):
+    first = fit(folder, product="stripes", backbone=BACKBONE, size=(96, 96), detectors=FAST, alpha=0.05)
+    product = Product.open(read_version("stripes"))
+    normal, odd = product.judge(np.stack([stripes(500), stripes(501, spot=True)]))
+    assert odd.verdict == "anomalous" and normal.p_value > odd.p_value
+    scores = product.raw_scores(np.stack([stripes(501, spot=True)]))
+    heat = product.anomaly_maps(scores, (96, 96))[0]
+    top, left = np.unravel_index(heat.argmax(), heat.shape)
+    assert abs(top - 40) < 16 and abs(left - 60) < 16
+
+    second = fit(folder, product="stripes", backbone=BACKBONE, size=(96, 96), detectors=FAST, alpha=0.05)
+    assert second.tag != first.tag
+    assert second.manifest.golden == first.manifest.golden
+    assert second.manifest.data.fingerprint == first.manifest.data.fingerprint
+    assert production("stripes") == second.tag.split(":")[1]
+    assert second.manifest.backbone.tag == first.manifest.backbone.tag  # stored once
+
+
+def test_all_four_detectors_and_the_named_class(bento_home, tmp_path):
+    for name, phase in (("fine", 0), ("coarse", 1)):
+        folder = tmp_path / "classes" / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(10):
+            picture = stripes(i)
+            picture = picture[:, ::2].repeat(2, axis=1) if phase else picture.transpose(1, 0, 2).copy()
+            (folder / f"{i}.png").write_bytes(images.encode_png(picture))
+    result = fit(tmp_path / "classes", product="kinds", backbone=BACKBONE, size=(64, 64), alpha=0.1)
+    assert list(result.manifest.detectors) == ["memory_bank", "mahalanobis", "vae", "softmax"]
+    assert result.manifest.data.classes == ["coarse", "fine"]
+    product = Product.open(read_version("kinds"))
+    judged = product.judge(load_golden(read_version("kinds"))[None])[0]
+    assert judged.p_value == pytest.approx(result.manifest.golden.p_value)
+    for name, score in result.manifest.golden.scores.items():
+        assert judged.detectors[name].score == pytest.approx(score, rel=1e-4)
+    picture = images.resize(stripes(3).transpose(1, 0, 2).copy(), (64, 64))
+    assert product.classes[product.judge(picture[None])[0].predicted] == "fine"
+
+
+def test_broken_files_are_skipped_and_listed(bento_home, folder):
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "cut.png").write_bytes((folder / "000.png").read_bytes()[:200])
+    result = fit(folder, product="stripes", backbone=BACKBONE, size=(64, 64), detectors=["mahalanobis"])
+    assert [one.path for one in result.manifest.data.skipped] == ["cut.png", "empty.png", "text.jpg"]
+    assert result.manifest.data.train_count == 20
+    assert sum(line.startswith("Skipped ") for line in result.lines) == 3
+    assert "alpha is 0.04762, not 0.01" in "\n".join(result.lines)
+
+
+def test_nothing_is_stored_for_data_that_cannot_be_fitted(bento_home, tmp_path):
+    with pytest.raises(DataError, match=r"Only one picture .* at least 8"):
+        fit(fill(tmp_path / "one", 1), product="stripes", backbone=BACKBONE)
+    with pytest.raises(BadParameter, match="no detector nonsense"):
+        fit(fill(tmp_path / "some", 9), product="stripes", backbone=BACKBONE, detectors=["nonsense"])
+    assert list_versions() == [] and production("stripes") is None
+
+
+def test_detectors_that_the_weights_cannot_feed(bento_home, folder, shared_weights):
+    weights = shared_weights / "resnet50_v1_to_layer3.safetensors"
+    with pytest.raises(BadParameter, match="softmax is left out: the weights have no classification head"):
+        fit(folder, product="stripes", backbone="resnet50_v1", weights=weights, detectors=["softmax"])
+    result = fit(folder, product="stripes", backbone="resnet50_v1", weights=weights, size=(64, 64))
+    assert "softmax" not in result.manifest.detectors
+    assert result.lines[0].startswith("softmax is left out")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "build_artifacts.py"), *arguments]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder: folder / "absent", "There is no folder"),
+        (lambda folder: fill(folder / "none", 0), "There are no pictures in"),
+        (lambda folder: fill(folder / "one", 1), "Only one picture"),
+    ],
+)
+def test_the_command_says_what_is_wrong_and_exits_with_1(bento_home, tmp_path, make, sentence):
+    done = subprocess.run(
+        command("fit", str(make(tmp_path)), "--product", "stripes", "--backbone", BACKBONE),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert list_versions() == []
+
+
+def test_ctrl_c_leaves_the_store_as_it_was(bento_home, tmp_path):
+    folder = fill(tmp_path / "parts", 60)
+    running = subprocess.Popen(
+        command("fit", str(folder), "--product", "stripes", "--backbone", BACKBONE),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert running.stderr is not None
+    for line in running.stderr:  # until the features are being computed
+        if line.startswith("backbone"):
+            break
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    rest = running.stderr.read()
+    assert running.wait(timeout=60) == 130
+    assert "interrupted" in rest and "Traceback" not in rest
+    assert list_versions() == [] and production("stripes") is None
+    assert not list((bento_home / "ood-staging").glob("*/*"))
