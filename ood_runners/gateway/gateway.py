@@ -26,6 +26,9 @@ from ood_runners.settings import Settings
 
 Result = TypeVar("Result")
 PATIENCE = 0.8  # share of the deadline that a picture may spend waiting for those before it
+# The runners' deadline is earlier than the request's by this much, or by this share of a short one: time to find out
+# whether a late runner is away, and to judge.
+RESERVE_S, RESERVE = 1.2, 0.3
 SILENT_S = 60.0
 DECODERS = 4  # pictures decoded at once, at most: a large one takes several hundred megabytes
 
@@ -125,7 +128,7 @@ class Gateway:
             most = self._settings.max_pictures
             raise TooLarge(f"{len(files)} pictures in one request; send at most {most} at a time.")
         seconds = self._settings.deadline_s
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds - min(RESERVE_S, RESERVE * seconds)
         try:
             with self._admission.admit(len(files)):
                 async with asyncio.timeout(seconds):
