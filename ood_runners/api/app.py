@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Request, Security, UploadFile
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from ood_runners import __version__
 from ood_runners.api import answers, errors
@@ -24,7 +25,9 @@ from ood_runners.gateway.timing import Timing
 
 STATUSES = {
     400: "the form cannot be read",
+    401: "no valid API key; only where one is set",
     404: "no such product or version",
+    408: "the body came too slowly",
     413: "too many bytes, pixels or pictures",
     415: "not a picture that is read here",
     422: "a parameter is out of range",
@@ -36,6 +39,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 MAX_BODY = 128 * 2**20  # a batch of pictures; one picture has its own, lower limit
 NPY = "application/x-npy"
+# For the page only: by then the key has been checked and taken out of the request.
+BEARER = HTTPBearer(auto_error=False)
+API_KEY = APIKeyHeader(name="X-API-Key", auto_error=False)
 
 Image = Annotated[UploadFile, File(description="JPEG, PNG, BMP, TIFF or WebP")]
 Images = Annotated[list[UploadFile], File(description="one or more pictures")]
@@ -61,8 +67,11 @@ Serving = Annotated[Gateway, Depends(_gateway)]
 Asked = Annotated[Ask, Depends(_ask)]
 
 
-def create_app(upload_s: float) -> FastAPI:
-    """The application; ``app.state.gateway`` must be set before the first request."""
+def create_app(upload_s: float, guarded: bool = False) -> FastAPI:
+    """The application; ``app.state.gateway`` must be set before the first request.
+
+    With `guarded`, its OpenAPI page says how to send the API key, which `KeyGuard` checks before anything comes here.
+    """
     app = FastAPI(
         title="ood-runners",
         version=__version__,
@@ -70,6 +79,7 @@ def create_app(upload_s: float) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        dependencies=[Security(BEARER), Security(API_KEY)] if guarded else [],
     )
     errors.install(app)
     app.add_middleware(BodyLimits, max_bytes=MAX_BODY, upload_s=upload_s)

@@ -12,18 +12,19 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ood_runners.errors import BadParameter, DeadlineExceeded, MalformedRequest, OODError
+from ood_runners.telemetry import metrics
 
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
-RETRY_AFTER_S = 1
-CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 504: "deadline_exceeded"}
+HEADERS = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": 'Bearer realm="ood-runners"'}}
+CODES = {404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}
 # Kinds of validation error that say that a field cannot be read at all, rather than that its value is out of range.
 UNREADABLE = frozenset({"missing", "value_error", "json_invalid"})
 
 
 def answer(error: OODError) -> JSONResponse:
     """The HTTP answer of an error."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
-    return JSONResponse({"error": error.to_dict()}, error.status, headers)
+    metrics.rejected_requests.labels(error.code).inc()
+    return JSONResponse({"error": error.to_dict()}, error.status, HEADERS.get(error.status))
 
 
 def install(app: FastAPI) -> None:
@@ -50,6 +51,7 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
 
 async def _http(_: Request, error: Any) -> JSONResponse:
     code = CODES.get(error.status_code, MalformedRequest.code)
+    metrics.rejected_requests.labels(code).inc()
     body = {"error": {"code": code, "message": str(error.detail)}}
     return JSONResponse(body, error.status_code, getattr(error, "headers", None))
 

@@ -19,7 +19,7 @@ DRAIN_BYTES = 256 * 2**20
 
 
 class BodyLimits:
-    """ASGI middleware: 413 for a body that is too large and 504 for one that comes too slowly.
+    """ASGI middleware: 413 for a body that is too large and 408 for one that comes too slowly.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class _Body:
             async with asyncio.timeout(self._until - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            raise HTTPException(504, "The body did not arrive in time; send it faster.") from None
+            raise HTTPException(408, "The body did not arrive in time; send it faster.") from None
         self._more = message["type"] == "http.request" and bool(message.get("more_body"))
         return message
 
