@@ -1,0 +1,1 @@
+"""Seeing inside a running service: metrics, request ids in logs, spans."""
