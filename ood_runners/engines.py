@@ -6,8 +6,9 @@ The engines know nothing of BentoML, so that one process can also hold them all.
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,8 @@ from ood_runners.detectors.base import Detector
 from ood_runners.errors import OODError
 from ood_runners.features import Features, Scores
 from ood_runners.pipeline import load_detector, load_network
+from ood_runners.telemetry import logs, metrics, tracing
+from ood_runners.telemetry.requests import working_for
 
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 Item = dict[str, Any]
@@ -27,13 +30,39 @@ class Engine(ABC, Generic[Part]):
     """Groups a batch by version, loads what it needs and answers each item.
 
     An item is ``{"tag": …, <feature name>: array, …}``; an answer is arrays, or ``{"error": {"code", "message"}}``.
+    Where an item names its request and trace, so do the log and the spans. An answer says for how many ``seconds``
+    its batch was computed.
+
+    Parameters
+    ----------
+    loaded : opens the versions
+    stage : what metrics and spans call this
     """
 
-    def __init__(self, loaded: LoadedVersions[Part]) -> None:
+    def __init__(self, loaded: LoadedVersions[Part], stage: str) -> None:
         self._loaded = loaded
+        self._stage = stage
+        self._show_loaded()
 
     def infer(self, items: Sequence[Item]) -> list[Item]:
         """One answer an item, in order."""
+        if not items:
+            return []
+        start = time.perf_counter()
+        with tracing.batch(self._stage, items), working_for(items):
+            answers = self._infer(items)
+            seconds = time.perf_counter() - start
+            logs.event(logger, "computed", stage=self._stage, pictures=len(items), ms=round(seconds * 1000, 1))
+        metrics.batch_pictures.labels(self._stage).observe(len(items))
+        metrics.compute_seconds.labels(self._stage).observe(seconds)
+        self._show_loaded()
+        return [answer if "error" in answer else answer | {"seconds": seconds} for answer in answers]
+
+    def _show_loaded(self) -> None:
+        metrics.loaded_versions.labels(self._stage).set(len(self._loaded.tags()))
+        metrics.loaded_bytes.labels(self._stage).set(self._loaded.total)
+
+    def _infer(self, items: Sequence[Item]) -> list[Item]:
         rows_of: dict[str, list[int]] = {}
         for row, item in enumerate(items):
             rows_of.setdefault(str(item.get("tag")), []).append(row)
@@ -43,11 +72,12 @@ class Engine(ABC, Generic[Part]):
         return [answers[row] for row in range(len(items))]
 
     def _answer(self, tag: str, items: Sequence[Item]) -> list[Item]:
-        try:
-            with self._loaded.lease(tag) as part:
-                return self._compute_each(part, items)
-        except Exception as error:  # it could not be loaded
-            return [_failure(error, f"{type(self).__name__} could not load {tag}")] * len(items)
+        with working_for(items):
+            try:
+                with self._loaded.lease(tag) as part:
+                    return self._compute_each(part, items)
+            except Exception as error:  # it could not be loaded
+                return [_failure(error, f"{self._stage} could not load {tag}")] * len(items)
 
     def _compute_each(self, part: Part, items: Sequence[Item]) -> list[Item]:
         try:
@@ -57,7 +87,8 @@ class Engine(ABC, Generic[Part]):
             return answers
         except Exception as error:
             if len(items) == 1:
-                return [_failure(error, f"{type(self).__name__} failed on a picture of {items[0].get('tag')}")]
+                with working_for(items):
+                    return [_failure(error, f"{self._stage} failed on a picture of {items[0].get('tag')}")]
             # One of them is to blame: the others get their answers.
             return [answer for item in items for answer in self._compute_each(part, [item])]
 
@@ -101,12 +132,28 @@ def feature_engine(device: str, budget: int) -> FeatureEngine:
         return Network(load_network(stored, device), weights)
 
     choose_device(device)  # says at the start what is amiss
-    return FeatureEngine(LoadedVersions(load, lambda network: network.nbytes, budget))
+    return FeatureEngine(LoadedVersions(_told(load), lambda network: network.nbytes, budget), "features")
 
 
 def detector_engine(name: str, device: str, budget: int) -> DetectorEngine:
     """The engine behind the runner of the detector `name`; `budget` is in bytes."""
-    return DetectorEngine(LoadedVersions(lambda tag: load_detector(read_version(tag), name, device), _size, budget))
+
+    def load(tag: str) -> Detector:
+        return load_detector(read_version(tag), name, device)
+
+    return DetectorEngine(LoadedVersions(_told(load), _size, budget), name)
+
+
+def _told(load: Callable[[str], Part]) -> Callable[[str], Part]:
+    """`load`, and a line in the log."""
+
+    def load_and_tell(tag: str) -> Part:
+        start = time.perf_counter()
+        part = load(tag)
+        logger.info("Loaded %s in %.2f s", tag, time.perf_counter() - start)
+        return part
+
+    return load_and_tell
 
 
 def _size(detector: Detector) -> int:

@@ -49,6 +49,13 @@ class NotFound(OODError):
     status = 404
 
 
+class MethodNotAllowed(OODError):
+    """The path exists and is asked with another method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
 class TooLarge(OODError):
     """More bytes, pixels or pictures than the limits allow."""
 
@@ -60,6 +67,13 @@ class PictureError(OODError):
     """Bytes that are not a picture we read: empty, truncated, another format."""
 
     code = "not_a_picture"
+    status = 415
+
+
+class UnsupportedMediaType(OODError):
+    """The body is of a kind that is not read here, such as pickle."""
+
+    code = "unsupported_media_type"
     status = 415
 
 

@@ -28,7 +28,7 @@ def engine(banks: dict[str, Detector]) -> DetectorEngine:
             raise ArtifactError(f"{tag} is damaged")
         return banks[tag]
 
-    return DetectorEngine(LoadedVersions(load, lambda _: 1, 10))
+    return DetectorEngine(LoadedVersions(load, lambda _: 1, 10), "memory_bank")
 
 
 def items(tags: list[str]) -> list[dict[str, object]]:

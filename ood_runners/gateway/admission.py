@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ood_runners.errors import Overloaded
+from ood_runners.telemetry import metrics
 
 SMOOTHING = 0.1
 
@@ -38,11 +39,15 @@ class Admission:
             raise Overloaded(
                 f"{self.pending} pictures are waiting, about {wait:.1f} s of work; send this request again later."
             )
-        self.pending += pictures
+        self._add(pictures)
         ahead, start = self.pending, time.monotonic()
         try:
             yield
         finally:
-            self.pending -= pictures
+            self._add(-pictures)
             cost = (time.monotonic() - start) / ahead
             self.seconds_per_picture += SMOOTHING * (cost - self.seconds_per_picture)
+
+    def _add(self, pictures: int) -> None:
+        self.pending += pictures
+        metrics.pending_pictures.set(self.pending)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,15 +16,18 @@ from numpy.typing import NDArray
 
 from ood_runners import images
 from ood_runners.calibration import Judgement
+from ood_runners.calibration.calibration import ANOMALOUS
 from ood_runners.errors import DeadlineExceeded, OODError, TooLarge
 from ood_runners.features import Scores
 from ood_runners.gateway.admission import Admission
 from ood_runners.gateway.graph import Graph
-from ood_runners.gateway.served import Served
+from ood_runners.gateway.served import FUSED, Served
 from ood_runners.gateway.timing import Timing
 from ood_runners.gateway.versions import Versions
 from ood_runners.settings import Settings
+from ood_runners.telemetry import logs, metrics
 
+logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 Result = TypeVar("Result")
 PATIENCE = 0.8  # share of the deadline that a picture may spend waiting for those before it
 # The runners' deadline is earlier than the request's by this much, or by this share of a short one: time to find out
@@ -146,6 +150,7 @@ class Gateway:
                     with timing.stage("judge"):
                         judged = await self.run(lambda: _judge(served, pictures, scored, ask.alpha))
                     results: dict[int, Judged | OODError] = {**failed, **judged}
+                    _tell(served, results.values())
                     return served, [results[row] for row in range(len(files))]
         except TimeoutError:
             raise DeadlineExceeded(f"The request did not finish within {seconds:g} s; send it again later.") from None
@@ -162,7 +167,38 @@ class Gateway:
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run `work` in the pool of threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        asked = time.perf_counter()
+
+        def start() -> Result:
+            metrics.queue_seconds.labels("gateway").observe(time.perf_counter() - asked)
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, start)
+
+
+def _tell(served: Served, results: Collection[Judged | OODError]) -> None:
+    """Count what became of a request's pictures, and log it."""
+    judgements = [one.judgement for one in results if isinstance(one, Judged)]
+    for judgement in judgements:
+        metrics.verdicts.labels(served.product, served.version, judgement.verdict).inc()
+        p_values = {FUSED: judgement.p_value} | {name: one.p_value for name, one in judgement.detectors.items()}
+        scores = {FUSED: judgement.score} | {name: one.score for name, one in judgement.detectors.items()}
+        for name, (centre, width) in served.scales.items():
+            metrics.p_values.labels(served.product, name).observe(p_values[name])
+            metrics.relative_scores.labels(served.product, name).observe((scores[name] - centre) / width)
+    for error in results:
+        if isinstance(error, OODError):
+            metrics.rejected_pictures.labels(error.code).inc()
+    logs.event(
+        logger,
+        "judged",
+        product=served.product,
+        version=served.version,
+        pictures=len(results),
+        anomalous=sum(judgement.verdict == ANOMALOUS for judgement in judgements),
+        rejected=len(results) - len(judgements),
+        smallest_p=min((judgement.p_value for judgement in judgements), default=None),
+    )
 
 
 def _judge(

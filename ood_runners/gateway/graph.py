@@ -7,6 +7,7 @@ Only the runners that a product's detectors need are called.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from ood_runners.features import POOLED_PREFIX, Features, Scores
 from ood_runners.gateway.calls import Item, Runner
 from ood_runners.gateway.served import Served
 from ood_runners.gateway.timing import Timing
+from ood_runners.telemetry import metrics, tracing
 
 CHUNK = 8  # pictures in one call: 1.2 MB of pixels at 224 px, 1.6 MB of patches
 Outcome = dict[str, Scores] | OODError
@@ -116,19 +118,24 @@ class _Chunk:
 
     async def _call(self, stage: str, runner: Runner, items: Mapping[int, Item]) -> dict[int, Item]:
         """The answers by row, without those that failed."""
-        tagged = [{"tag": self.served.tag} | item for item in items.values()]
         answers: Sequence[Item | OODError]
+        start = time.perf_counter()
         try:
             with self.timing.stage(stage):
-                answers = await runner.infer(tagged, self.deadline)
+                shared = {"tag": self.served.tag} | tracing.baggage()
+                answers = await runner.infer([shared | item for item in items.values()], self.deadline)
         except OODError as error:
-            answers = [error] * len(tagged)
+            answers = [error] * len(items)
+        took = time.perf_counter() - start
         answered: dict[int, Item] = {}
         for row, answer in zip(items, answers, strict=True):
             if isinstance(answer, OODError):
                 self.failed[row] = answer
             else:
                 answered[row] = answer
+        if answered:
+            computed = max(float(answer.get("seconds", 0.0)) for answer in answered.values())
+            metrics.queue_seconds.labels(stage).observe(max(took - computed, 0.0))
         return answered
 
 

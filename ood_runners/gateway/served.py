@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners.artifacts import read_version
 from ood_runners.calibration import Calibration
+from ood_runners.calibration.calibrator import Calibrator
 from ood_runners.detectors import Detector
 from ood_runners.errors import ArtifactError
 from ood_runners.features import Scores
 from ood_runners.pipeline import class_names, load_calibration, load_detector, load_golden
 
+FUSED = "fused"  # beside the names of the detectors
 LOCAL = frozenset({"softmax"})  # costs less than a hop to a runner
 
 
@@ -47,6 +50,12 @@ class Served:
     golden_scores: Mapping[str, float]
     tolerance: float
 
+    @cached_property
+    def scales(self) -> Mapping[str, tuple[float, float]]:
+        """The median score of normals and its distance from the score at alpha, by detector and for ``fused``."""
+        calibrators = {FUSED: self.calibration.fused, **self.calibration.calibrators}
+        return {name: _scale(one, self.calibration.alpha) for name, one in calibrators.items()}
+
     def class_name(self, index: int | None) -> str | None:
         """The name of a predicted class."""
         return None if index is None or self.classes is None else self.classes[index]
@@ -60,6 +69,11 @@ class Served:
                     f"{self.tag} does not reproduce its golden picture: {name} gives {found:.6g} and gave "
                     f"{expected:.6g} when it was fitted; fit it again on this machine."
                 )
+
+
+def _scale(calibrator: Calibrator, alpha: float) -> tuple[float, float]:
+    centre = float(np.median(calibrator.scores))
+    return centre, (calibrator.threshold(alpha) - centre) or 1.0  # equal scores have no distance
 
 
 def load(product: str, version: str) -> Served:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ood_runners.telemetry import metrics, tracing
+
 
 class Timing:
     """Milliseconds by stage, by the clock on the wall; stages that run at the same time overlap."""
@@ -16,12 +18,18 @@ class Timing:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a block; of blocks with one name the longest counts, as they run at the same time."""
+        """Time a block; of blocks with one name the longest counts, as they run at the same time.
+
+        It is a span and an observation of the metrics as well.
+        """
         start = time.perf_counter()
         try:
-            yield
+            with tracing.span(name):
+                yield
         finally:
-            took = (time.perf_counter() - start) * 1000
+            seconds = time.perf_counter() - start
+            metrics.stage_seconds.labels(name).observe(seconds)
+            took = seconds * 1000
             self._stages[name] = max(took, self._stages.get(name, 0.0))
 
     def finish(self) -> dict[str, float]:

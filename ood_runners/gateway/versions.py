@@ -27,6 +27,7 @@ from ood_runners.errors import (
 from ood_runners.gateway.graph import Graph
 from ood_runners.gateway.served import Served, load
 from ood_runners.gateway.timing import Timing
+from ood_runners.telemetry import metrics
 
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 
@@ -169,6 +170,8 @@ class Versions:
             ]
             for product in sorted(due):
                 await self._take_up(product, found[product])
+            metrics.served_products.set(len(self._serving))
+            metrics.refused_products.set(len(self._refused))
 
     async def _take_up(self, product: str, stamp: Stamp | None) -> None:
         before = self._serving.get(product)
