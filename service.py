@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from typing import cast
 
 import bentoml
 
 from ood_runners.api.app import create_app
+from ood_runners.api.keys import KeyGuard, Keys, warn_if_open
+from ood_runners.api.plain import PlainErrors
 from ood_runners.gateway.calls import Runner
 from ood_runners.gateway.gateway import Gateway
 from ood_runners.gateway.graph import Graph
@@ -15,9 +18,12 @@ from ood_runners.nearest_neighbour_runner import NearestNeighbourRunner
 from ood_runners.resnet50_runner import ResNet50Runner
 from ood_runners.settings import gateway_config, settings
 from ood_runners.shutdown import GATEWAY, keep_sockets
+from ood_runners.telemetry import setup
+from ood_runners.telemetry.requests import RequestIds
 from ood_runners.vae_runner import VAERunner
 
-app = create_app(upload_s=settings.upload_s)
+keys = Keys.from_environment()
+app = create_app(upload_s=settings.upload_s, guarded=keys is not None)
 
 
 @bentoml.service(name=GATEWAY, **gateway_config())
@@ -31,6 +37,8 @@ class OODService:
     mahalanobis = bentoml.depends(MahalanobisRunner)
 
     def __init__(self) -> None:
+        setup.start()
+        warn_if_open(keys)
         self.sockets = keep_sockets()
         graph = Graph(
             features=Runner("ResNet50Runner", self.resnet50),
@@ -56,3 +64,11 @@ class OODService:
 
     async def __is_alive__(self) -> bool:
         return await self.gateway.is_alive()
+
+
+# From the outside in, and around BentoML's own routes as well.
+surface = cast("bentoml.Service[OODService]", OODService)
+surface.add_asgi_middleware(RequestIds)  # type: ignore[arg-type]
+surface.add_asgi_middleware(PlainErrors)  # type: ignore[arg-type]
+if keys is not None:
+    surface.add_asgi_middleware(KeyGuard, keys=keys)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import bentoml
 from ood_runners.engines import detector_engine
 from ood_runners.settings import MARGIN_S, batching, runner_config, settings
 from ood_runners.shutdown import end_after_gateway
+from ood_runners.telemetry import setup
 
 
 @bentoml.service(name="MahalanobisRunner", **runner_config(gpu=False))
@@ -16,6 +17,7 @@ class MahalanobisRunner:
     """Pooled features to their Mahalanobis distance."""
 
     def __init__(self) -> None:
+        setup.start()
         end_after_gateway(settings.deadline_s + MARGIN_S)
         self._engine = detector_engine("mahalanobis", settings.device, settings.memory_bytes)
 

@@ -9,6 +9,7 @@ import bentoml
 from ood_runners.engines import feature_engine
 from ood_runners.settings import MARGIN_S, batching, runner_config, settings
 from ood_runners.shutdown import end_after_gateway
+from ood_runners.telemetry import setup
 
 
 @bentoml.service(name="ResNet50Runner", **runner_config(gpu=True))
@@ -16,6 +17,7 @@ class ResNet50Runner:
     """Runs whichever backbone a product was fitted on; ResNet50 is the default one."""
 
     def __init__(self) -> None:
+        setup.start()
         end_after_gateway(settings.deadline_s + MARGIN_S)
         self._engine = feature_engine(settings.device, settings.memory_bytes)
 

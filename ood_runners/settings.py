@@ -31,6 +31,7 @@ class Settings(BaseModel):
     max_pictures: int = Field(64, ge=1, le=1024, description="pictures in one batch request")
     max_batch: int = Field(16, ge=1, le=256, description="pictures a runner computes at once")
     memory_mb: int = Field(2048, ge=64, description="what each runner may hold in loaded versions")
+    log_format: Literal["text", "json"] = Field("text", description="json writes one object a line")
 
     @field_validator("products")
     @classmethod
