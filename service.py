@@ -21,6 +21,8 @@ from ood_runners.shutdown import GATEWAY, keep_sockets
 from ood_runners.telemetry import setup
 from ood_runners.telemetry.requests import RequestIds
 from ood_runners.vae_runner import VAERunner
+from ood_runners.wire.guard import NoPickle
+from ood_runners.wire.transport import depends
 
 keys = Keys.from_environment()
 app = create_app(upload_s=settings.upload_s, guarded=keys is not None)
@@ -31,10 +33,10 @@ app = create_app(upload_s=settings.upload_s, guarded=keys is not None)
 class OODService:
     """Says of a picture whether it belongs to what was shown as normal, how sure that is, and where it does not."""
 
-    resnet50 = bentoml.depends(ResNet50Runner)
-    vae = bentoml.depends(VAERunner)
-    nearest_neighbour = bentoml.depends(NearestNeighbourRunner)
-    mahalanobis = bentoml.depends(MahalanobisRunner)
+    resnet50 = depends(ResNet50Runner, settings.urls.get("resnet50"))
+    vae = depends(VAERunner, settings.urls.get("vae"))
+    nearest_neighbour = depends(NearestNeighbourRunner, settings.urls.get("nearest_neighbour"))
+    mahalanobis = depends(MahalanobisRunner, settings.urls.get("mahalanobis"))
 
     def __init__(self) -> None:
         setup.start()
@@ -70,5 +72,6 @@ class OODService:
 surface = cast("bentoml.Service[OODService]", OODService)
 surface.add_asgi_middleware(RequestIds)  # type: ignore[arg-type]
 surface.add_asgi_middleware(PlainErrors)  # type: ignore[arg-type]
+surface.add_asgi_middleware(NoPickle)  # type: ignore[arg-type]
 if keys is not None:
     surface.add_asgi_middleware(KeyGuard, keys=keys)  # type: ignore[arg-type]

@@ -10,8 +10,10 @@ from ood_runners.engines import detector_engine
 from ood_runners.settings import MARGIN_S, batching, runner_config, settings
 from ood_runners.shutdown import end_after_gateway
 from ood_runners.telemetry import setup
+from ood_runners.wire.transport import framed
 
 
+@framed
 @bentoml.service(name="MahalanobisRunner", **runner_config(gpu=False))
 class MahalanobisRunner:
     """Pooled features to their Mahalanobis distance."""

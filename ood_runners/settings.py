@@ -1,21 +1,26 @@
 """What an operator may set: the Bento arguments, checked once.
 
 ``bentoml serve --arg device=cpu --arg products=hazelnut:v3`` sets them for one run, ``bentoml build --arg …``
-writes them into the Bento.
+writes them into the Bento, which then overrules those of its ``bentoml serve``. What neither sets may be set by
+the environment: ``OOD_DEVICE=cpu``.
 """
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import bentoml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # The client of a dependency closes its session, with the requests in flight, after 100 requests or 300 s
 # unless told otherwise; a broken connection is noticed and replaced without that.
 RUNNER_CONNECTION = {"max_requests": 2_000_000_000, "max_age": 1e9}
 MARGIN_S = 5.0
+ENVIRONMENT = "OOD_"
+RUNNERS = ("resnet50", "vae", "nearest_neighbour", "mahalanobis")
 
 
 class Settings(BaseModel):
@@ -31,7 +36,14 @@ class Settings(BaseModel):
     max_pictures: int = Field(64, ge=1, le=1024, description="pictures in one batch request")
     max_batch: int = Field(16, ge=1, le=256, description="pictures a runner computes at once")
     memory_mb: int = Field(2048, ge=64, description="what each runner may hold in loaded versions")
+    runner_urls: str = Field("", description="name=url,… of runners that are served alone; the others start beside")
     log_format: Literal["text", "json"] = Field("text", description="json writes one object a line")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_environment(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        named = {name: os.environ.get(ENVIRONMENT + name.upper()) for name in cls.model_fields}
+        return {name: value for name, value in named.items() if value is not None} | arguments
 
     @field_validator("products")
     @classmethod
@@ -39,10 +51,21 @@ class Settings(BaseModel):
         _parse_pins(value)
         return value
 
+    @field_validator("runner_urls")
+    @classmethod
+    def _check_runner_urls(cls, value: str) -> str:
+        _parse_urls(value)
+        return value
+
     @property
     def pins(self) -> dict[str, str]:
         """Product to version, where versions are pinned."""
         return _parse_pins(self.products)
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Runner to the URL at which it is served alone."""
+        return _parse_urls(self.runner_urls)
 
     @property
     def memory_bytes(self) -> int:
@@ -60,6 +83,21 @@ def _parse_pins(text: str) -> dict[str, str]:
             raise ValueError(f"products names {product!r} twice")
         pins[product] = version
     return pins
+
+
+def _parse_urls(text: str) -> dict[str, str]:
+    urls: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, _, url = entry.partition("=")
+        if name not in RUNNERS:
+            raise ValueError(f"runner_urls knows {', '.join(RUNNERS)}, not {name!r}")
+        if name in urls:
+            raise ValueError(f"runner_urls names {name!r} twice")
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+            raise ValueError(f"runner_urls wants {name}=http://host:port, not {entry!r}")
+        urls[name] = url.rstrip("/")
+    return urls
 
 
 def has_gpu() -> bool:

@@ -40,3 +40,27 @@ def test_a_dependencys_client_keeps_its_session() -> None:
     connection = runner_config(gpu=False)["runner_connection"]
     assert connection["max_requests"] > 10**9
     assert connection["max_age"] > 10**8
+
+
+def test_urls_of_runners_are_read() -> None:
+    urls = Settings(runner_urls="resnet50=http://gpu:3001/, vae=https://[::1]:3002").urls
+    assert urls == {"resnet50": "http://gpu:3001", "vae": "https://[::1]:3002"}
+    assert Settings().urls == {}
+
+
+@pytest.mark.parametrize(
+    "urls",
+    ["http://a:1", "resnet=http://a:1", "vae=a:1", "vae=file:///a", "vae=http://a/b", "vae=http://a,vae=http://b"],
+)
+def test_urls_that_lead_nowhere_are_refused(urls: str) -> None:
+    with pytest.raises(ValidationError, match="runner_urls"):
+        Settings(runner_urls=urls)
+
+
+def test_the_environment_sets_what_no_argument_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OOD_DEVICE", "cpu")
+    monkeypatch.setenv("OOD_MAX_BATCH", "3")
+    assert (Settings().device, Settings().max_batch, Settings(max_batch=5).max_batch) == ("cpu", 3, 5)
+    monkeypatch.setenv("OOD_DEVICE", "tpu")
+    with pytest.raises(ValidationError, match="device"):
+        Settings()

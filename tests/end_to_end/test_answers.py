@@ -159,7 +159,7 @@ def test_too_many_pictures(server: Any) -> None:
 
 def test_pickle_is_not_read(server: Any) -> None:
     answer = server.http.post("/detect", content=b"x", headers={"content-type": "application/vnd.bentoml+pickle"})
-    assert answer.status_code == 400
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert server.http.post("/infer", content=b"x").status_code == 404
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,11 +15,13 @@ from aiohttp import web
 
 from ood_runners.errors import ArtifactError, DeadlineExceeded, OODError, Overloaded
 from ood_runners.gateway.calls import Runner
+from ood_runners.wire.frames import MEDIA_TYPE, encode
+from ood_runners.wire.transport import framed
 
-PICKLE = "application/vnd.bentoml+pickle"
 Handler = Callable[[web.Request, int], Awaitable[web.StreamResponse]]
 
 
+@framed
 @bentoml.service
 class Echo:
     @bentoml.api(batchable=True)
@@ -59,7 +60,7 @@ def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0) -> Answe
         await site.start()
         port = runner.addresses[0][1]
         Echo.inject_config()  # as BentoML does when it serves
-        proxy: Any = RemoteProxy(f"tcp://127.0.0.1:{port}", service=Echo, media_type=PICKLE)
+        proxy: Any = RemoteProxy(f"tcp://127.0.0.1:{port}", service=Echo, media_type=MEDIA_TYPE)
         try:
             async with proxy._async:
                 items = [{"tag": "a", "x": np.arange(3)}, {"tag": "a", "x": np.arange(3) + 1}]
@@ -75,7 +76,7 @@ def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0) -> Answe
 
 async def answer(request: web.Request, _: int) -> web.Response:
     items = [{"score": np.float32(1)}, {"error": {"code": "artifact_refused", "message": "m"}}]
-    return web.Response(body=pickle.dumps(items), headers={"Content-Type": PICKLE})
+    return web.Response(body=encode(items))
 
 
 async def drop(request: web.Request, _: int) -> web.Response:
