@@ -134,7 +134,7 @@ class Gateway:
         seconds = self._settings.deadline_s
         deadline = time.monotonic() + seconds - min(RESERVE_S, RESERVE * seconds)
         try:
-            with self._admission.admit(len(files)):
+            with self._admission.admit(len(files)) as place:
                 async with asyncio.timeout(seconds):
                     served = await self.versions.get(ask.product, ask.version)
                     served.calibration.check_alpha(ask.alpha)
@@ -147,6 +147,7 @@ class Gateway:
                     failed = {row: one for row, one in enumerate(decoded) if isinstance(one, OODError)}
                     failed |= {row: one for row, one in of_row.items() if isinstance(one, OODError)}
                     scored = {row: one for row, one in of_row.items() if not isinstance(one, OODError)}
+                    place.served = bool(scored)
                     with timing.stage("judge"):
                         judged = await self.run(lambda: _judge(served, pictures, scored, ask.alpha))
                     results: dict[int, Judged | OODError] = {**failed, **judged}

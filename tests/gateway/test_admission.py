@@ -49,6 +49,37 @@ def test_gives_back_the_places_of_a_failed_request() -> None:
     assert gate.pending == 0
 
 
+def test_one_long_pause_does_not_shut_the_door(clock: Clock) -> None:
+    gate = Admission(most=1000, patience_s=5)
+    for _ in range(100):
+        with gate.admit():
+            clock.now += 0.1
+    with gate.admit():  # a version is loaded
+        clock.now += 4
+    assert 0.1 < gate.seconds_per_picture < 0.25
+
+
+def test_what_a_runner_that_is_away_takes_is_nobodys_cost(clock: Clock) -> None:
+    gate = Admission(most=1000, patience_s=5)
+    for _ in range(50):
+        with gate.admit() as place:
+            clock.now += 4
+            place.served = False
+        with pytest.raises(TimeoutError), gate.admit():
+            clock.now += 20
+            raise TimeoutError
+    assert gate.seconds_per_picture == 0
+
+
+def test_idle_time_is_nobodys_cost(clock: Clock) -> None:
+    gate = Admission(most=1000, patience_s=5)
+    for _ in range(200):
+        clock.now += 60
+        with gate.admit():
+            clock.now += 0.1
+    assert gate.seconds_per_picture == pytest.approx(0.1, rel=0.01)
+
+
 @pytest.mark.parametrize(("ahead", "refused"), [(24, False), (26, True)])
 def test_learns_from_its_answers_how_long_a_line_can_be(clock: Clock, ahead: int, refused: bool) -> None:
     gate = Admission(most=1000, patience_s=5)
