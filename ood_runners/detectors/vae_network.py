@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-EPOCHS = 12
+EPOCHS = 8
 STEPS_PER_EPOCH = 25
 BATCH = 16
 LEARNING_RATE = 2e-3
