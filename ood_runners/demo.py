@@ -15,13 +15,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from ood_runners import images
 from ood_runners.errors import ArtifactError, OODError
 from ood_runners.training.progress import progress_for
+
+if TYPE_CHECKING:
+    from ood_runners.training.evaluation import Evaluation
 
 PRODUCT = "demo"
 ALPHA = 0.05
@@ -51,11 +56,11 @@ def prepare() -> Path:
     folder = FOLDER / "inspection_set"
     shutil.rmtree(folder, ignore_errors=True)
     generate(folder, progress=progress_for())
-    say(f"Inspection set: {folder} (a machined part; scratches, stains, chips and missing features as defects).")
+    say(f"Inspection set: {folder} (sound flanges to fit on; chips, scratches, stains and missing holes to find).")
     return folder
 
 
-def fit_and_evaluate(folder: Path) -> None:
+def fit_and_evaluate(folder: Path) -> Evaluation:
     """Fit a version, put it into production and measure it on the set's test pictures."""
     from ood_runners.artifacts import read_version
     from ood_runners.backbones import auto_backbone
@@ -77,6 +82,13 @@ def fit_and_evaluate(folder: Path) -> None:
     report = FOLDER / "report.html"
     write_report(evaluation, report, product)
     say(f"Report: {report}")
+    return evaluation
+
+
+def typical(evaluation: Evaluation, folder: Path, *, anomalous: bool) -> Path:
+    """The sound, or faulty, test picture that scores in the middle of its kind."""
+    rows = sorted((row for row in evaluation.rows if row.anomalous == anomalous), key=lambda row: row.score)
+    return folder / rows[len(rows) // 2].path
 
 
 @contextmanager
@@ -124,7 +136,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
             server.wait(timeout=STOP_S)
 
 
-def judge(url: str, name: str, picture: Path) -> list[np.ndarray]:
+def judge(url: str, name: str, picture: Path) -> list[NDArray[np.uint8]]:
     """Ask for a verdict and a heat map over HTTP; the picture and its heat map."""
     data = picture.read_bytes()
 
@@ -151,14 +163,15 @@ def run() -> None:
         raise OODError("Run the demo in the project's own folder, where service.py is.")
     FOLDER.mkdir(exist_ok=True)
     folder = prepare()
-    fit_and_evaluate(folder)
+    evaluation = fit_and_evaluate(folder)
     say("Starting the service (log in demo/server.log) …")
-    defective = next(path for path in sorted((folder / "test").glob("*/*.png")) if path.parent.name != "good")
-    normal = min((folder / "test" / "good").glob("*.png"))
     with served() as url:
-        rows = [judge(url, "normal", normal), judge(url, "defective", defective)]
-    both = FOLDER / "heatmap.png"
-    both.write_bytes(images.encode_png(np.concatenate([np.concatenate(row, axis=1) for row in rows])))
+        rows = [
+            judge(url, "normal", typical(evaluation, folder, anomalous=False)),
+            judge(url, "defective", typical(evaluation, folder, anomalous=True)),
+        ]
+    both = FOLDER / "heatmaps.jpg"
+    both.write_bytes(images.encode_jpeg(np.concatenate([np.concatenate(row, axis=1) for row in rows])))
     say(f"Both beside their heat maps: {both}\nThe server is stopped.\n\n{NEXT}")
 
 
