@@ -74,7 +74,9 @@ class _Body:
             async with asyncio.timeout(self._until - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            raise HTTPException(408, "The body did not arrive in time; send it faster.") from None
+            # Otherwise the server would go on reading what this client trickles.
+            close = {"Connection": "close"}
+            raise HTTPException(408, "The body did not arrive in time; send it faster.", close) from None
         self._more = message["type"] == "http.request" and bool(message.get("more_body"))
         return message
 
