@@ -112,12 +112,13 @@ class SkippedFile(_Part):
 
 
 class DataEntry(_Part):
-    """What it was fitted on."""
+    """What it was fitted on; `suspects` are training pictures that look unlike all others."""
 
     layout: str
     fingerprint: str
     train_count: Count
     skipped: list[SkippedFile] = []
+    suspects: list[str] = []
     classes: list[str] | None = None
 
 

@@ -17,6 +17,7 @@ from ood_runners.errors import BadParameter
 from ood_runners.features import Scores
 
 NORMAL, ANOMALOUS = "normal", "anomalous"
+OUTLIER_CHANCE = 0.001
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,27 @@ class Calibration:
             scales=scales,
             highest=highest,
         )
+
+    def outliers(self, held_out: Mapping[str, Scores]) -> NDArray[np.int64]:
+        """Indices of calibration pictures that look unlike all others, strangest first.
+
+        A picture is one whose fused score lies so far above the others' that their upper half, taken as
+        exponential, gives it less than one chance in 1,000 of turning up anywhere among n pictures.
+        `held_out` is what `fit` was given.
+        """
+        fused = fuse_held_out(
+            {name: scores.image.astype(np.float64) for name, scores in held_out.items()}, self.weights
+        )
+        order = np.argsort(-fused, kind="stable")
+        # Each of the strangest against all those below it, so that two of a kind do not hide each other.
+        strange = 0
+        for i in range(len(order) // 4):
+            rest = fused[order[i + 1 :]]
+            middle = np.median(rest)
+            scale = (rest[rest > middle] - middle).mean() if (rest > middle).any() else 0.0
+            if fused[order[i]] - middle > scale * np.log(len(fused) / (2 * OUTLIER_CHANCE)):
+                strange = i + 1
+        return order[:strange]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -223,6 +223,10 @@ class _Fitting:
                     "layout": self.dataset.layout,
                     "fingerprint": data.fingerprint,
                     "train_count": len(data.pictures),
+                    "suspects": [
+                        data.files[i].path.relative_to(self.dataset.root).as_posix()
+                        for i in calibration.outliers(fitted.held_out)
+                    ],
                     "skipped": [{"path": path, "reason": reason} for path, reason in data.skipped],
                     "classes": self.dataset.classes or None,
                 },
@@ -327,6 +331,11 @@ def _thumbnails(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 def _advice(manifest: Manifest) -> list[str]:
     calibration, data = manifest.calibration, manifest.data
     lines = [f"Skipped {one.path}: {one.reason}" for one in data.skipped]
+    lines += [
+        f"Look at {path}: it is unlike all other training pictures. If it is not normal, remove it and fit again; "
+        "while it counts as normal, so do pictures as strange as it is."
+        for path in data.suspects
+    ]
     attained = calibration.alpha
     if attained > calibration.alpha_requested:
         lines.append(

@@ -92,6 +92,15 @@ def test_the_named_class_comes_through():
     assert [one.predicted for one in calibration.judge(scores)] == [2, 0, 1]
 
 
+def test_a_picture_unlike_all_others_is_pointed_out():
+    held_out = draw(40, 0)
+    assert fitted(40).outliers(held_out).tolist() == []
+    for i in (3, 17):
+        held_out["memory_bank"].image[i] += 60
+    calibration = Calibration.fit(held_out, WEIGHTS, SIZE, 0.05)
+    assert sorted(calibration.outliers(held_out).tolist()) == [3, 17]
+
+
 def test_a_head_counts_only_where_it_knows_the_pictures():
     rng = np.random.default_rng(0)
     sure_of_many = np.eye(100)[rng.integers(100, size=200)] * 20

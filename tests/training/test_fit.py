@@ -111,6 +111,13 @@ def test_broken_files_are_skipped_and_listed(bento_home, folder):
     assert "alpha is 0.04762, not 0.01" in "\n".join(result.lines)
 
 
+def test_a_training_picture_unlike_the_others_is_named(bento_home, folder):
+    (folder / "odd.png").write_bytes(images.encode_png(255 - stripes(3, spot=True).transpose(1, 0, 2) // 2))
+    result = fit(folder, product="stripes", backbone=BACKBONE, size=(64, 64), detectors=FAST)
+    assert result.manifest.data.suspects == ["odd.png"]
+    assert any(line.startswith("Look at odd.png") for line in result.lines)
+
+
 def test_nothing_is_stored_for_data_that_cannot_be_fitted(bento_home, tmp_path):
     with pytest.raises(DataError, match=r"Only one picture .* at least 8"):
         fit(fill(tmp_path / "one", 1), product="stripes", backbone=BACKBONE)
