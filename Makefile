@@ -37,7 +37,7 @@ demo: $(STAMP) ## Make a small inspection set, fit it, serve it, and judge two p
 
 .PHONY: serve
 serve: $(STAMP) ## Serve every product with a version in production, on port 3000
-	@$(BIN)/bentoml serve $(SERVE_ARGS)
+	@$(BIN)/bentoml serve --timeout-keep-alive 75 $(SERVE_ARGS)
 
 .PHONY: test
 test: $(STAMP) ## Run the tests, without the slow ones
