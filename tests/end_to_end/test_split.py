@@ -1,0 +1,138 @@
+"""The graph split over processes that reach each other by TCP, and what their ports refuse."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ALONE = {
+    "resnet50": "ood_runners.resnet50_runner:ResNet50Runner",
+    "vae": "ood_runners.vae_runner:VAERunner",
+    "mahalanobis": "ood_runners.mahalanobis_runner:MahalanobisRunner",
+}
+PICKLE = "application/vnd.bentoml+pickle"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three runners served alone, and the gateway, with the fourth beside it on a TCP port of its own."""
+
+    gateway: Any
+    runners: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def split(serve: Any, fitted: Any) -> Iterator[Split]:
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
+        patch.setenv("BENTOML_NO_UDS", "1")
+        started = {name: serve(fitted.home, target=target) for name, target in ALONE.items()}
+        runners = dict(zip(started, pool.map(stack.enter_context, started.values()), strict=True))
+        urls = ",".join(f"{name}={runner.url}" for name, runner in runners.items())
+        yield Split(stack.enter_context(serve(fitted.home, f"runner_urls={urls}")), runners)
+
+
+def ports(server: Any) -> set[int]:
+    """The ports of its services; the process that starts them again has two of its own, which speak no HTTP."""
+    workers = psutil.Process(server.process.pid).children(recursive=True)
+    found = [one for process in workers for one in process.net_connections("tcp")]
+    return {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+
+
+def comparable(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name != "timing_ms"}
+
+
+def test_scores_are_those_of_one_process_group(split: Split, server: Any, many: list[bytes]) -> None:
+    for data in many[:4]:
+        apart, together = (one.detect(data, product="parts") for one in (split.gateway, server))
+        assert comparable(apart) == comparable(together)
+    apart_map, together_map = (one.post("/anomaly_map", many[1], product="parts") for one in (split.gateway, server))
+    assert apart_map.content == together_map.content
+
+
+def test_calls_are_batched_and_none_is_lost(split: Split, many: list[bytes]) -> None:
+    def batches() -> tuple[float, float]:
+        text = split.runners["resnet50"].http.get("/metrics").text
+        return tuple(  # type: ignore[return-value]
+            float(re.findall(rf"^bentoml_service_adaptive_batch_size_{kind}{{.*}} (\S+)$", text, re.MULTILINE)[0])
+            for kind in ("count", "sum")
+        )
+
+    calls, pictures = batches()
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: split.gateway.post("/detect", many[i % 12], product="parts"), range(64)))
+    assert {answer.status_code for answer in answers} == {200}
+    alone = [split.gateway.detect(data, product="parts")["score"] for data in many]
+    assert [answer.json()["score"] for answer in answers] == pytest.approx([alone[i % 12] for i in range(64)], rel=1e-3)
+    more_calls, more_pictures = (after - before for after, before in zip(batches(), (calls, pictures), strict=True))
+    assert more_pictures == 64 + 12
+    assert more_calls < 0.9 * more_pictures
+
+
+class Trap:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_no_port_reads_pickle(split: Split, tmp_path: Path) -> None:
+    folder = tmp_path / "caught"
+    trap = pickle.dumps(Trap(folder))
+    pickle.loads(trap)
+    folder.rmdir()  # the trap works
+    servers = [split.gateway, *split.runners.values()]
+    doors = {port for server in servers for port in ports(server)}
+    assert len(doors) == len(servers) + 1
+    headers = [
+        {"content-type": PICKLE},
+        {"content-type": PICKLE.title() + "; charset=utf-8"},
+        {"content-type": PICKLE, "buffer-lengths": str(len(trap))},
+    ]
+    for port in doors:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+            routes = {"/", "/infer", "/livez", "/readyz", "/metrics", "/detect", "/detect_batch", "/heatmap", "/nosuch"}
+            schema = http.get("/schema.json")
+            assert schema.status_code == 200
+            routes |= set(schema.json()["paths"])
+            for route in sorted(routes):
+                for one in headers:
+                    answer = http.post(route, content=trap, headers=one)
+                    assert answer.status_code == 415, (port, route, answer.text)
+                    assert answer.json()["error"]["code"] == "unsupported_media_type"
+    assert not folder.exists()
+    assert split.gateway.is_ready()
+
+
+def test_a_runners_port_reads_frames_only(split: Split) -> None:
+    for runner in split.runners.values():
+        assert runner.http.post("/infer", json={"items": [{"pictures": [[[0, 0, 0]]]}]}).status_code == 415
+        assert runner.http.post("/infer", files={"items": b"x"}).status_code == 415
+        assert runner.http.post("/infer").status_code == 415
+        frame = {"content-type": "application/vnd.ood-runners.frame"}
+        assert runner.http.post("/infer", content=b"no frame", headers=frame).status_code == 400
+
+
+def test_a_runner_that_is_away_is_named(split: Split, normal: bytes) -> None:
+    split.runners["vae"].process.terminate()
+    split.runners["vae"].process.wait(timeout=20)
+    answer = split.gateway.post("/detect", normal, product="parts")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    assert "VAERunner" in answer.json()["error"]["message"]
+    split.gateway.wait_for(lambda: split.gateway.http.get("/readyz").status_code == 503, 5)
