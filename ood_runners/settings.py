@@ -129,10 +129,12 @@ def gateway_config() -> dict[str, Any]:
     """The BentoML settings of the gateway.
 
     Its own limits are the ones that answer: BentoML's time-out is a last resort behind them, and its probe of the
-    runners, which ends in a 500 after ten seconds, is replaced by the gateway's.
+    runners, which ends in a 500 after ten seconds, is replaced by the gateway's. Its access log would decode the
+    request's Content-Type as UTF-8 and, where it is none, end the connection in the place of the answer.
     """
     return {
         "traffic": {"timeout": settings.upload_s + settings.deadline_s + 2 * MARGIN_S},
+        "logging": {"access": {"request_content_type": False}},
         "runner_probe": {"enabled": False},
     }
 
