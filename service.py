@@ -15,6 +15,7 @@ from ood_runners.gateway.gateway import Gateway
 from ood_runners.gateway.graph import Graph
 from ood_runners.mahalanobis_runner import MahalanobisRunner
 from ood_runners.nearest_neighbour_runner import NearestNeighbourRunner
+from ood_runners.pins import pinned_models
 from ood_runners.resnet50_runner import ResNet50Runner
 from ood_runners.settings import gateway_config, settings
 from ood_runners.shutdown import GATEWAY, keep_sockets
@@ -70,6 +71,7 @@ class OODService:
 
 # From the outside in, and around BentoML's own routes as well.
 surface = cast("bentoml.Service[OODService]", OODService)
+surface.models.extend(pinned_models(settings.pins))
 surface.add_asgi_middleware(RequestIds)  # type: ignore[arg-type]
 surface.add_asgi_middleware(PlainErrors)  # type: ignore[arg-type]
 surface.add_asgi_middleware(NoPickle)  # type: ignore[arg-type]
