@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ood_runners.errors import MalformedRequest, OODError, TooLarge, UnsupportedMediaType
+from ood_runners.telemetry import metrics
 from ood_runners.wire.frames import MEDIA_TYPE
 
 PICKLE = "application/vnd.bentoml+pickle"
@@ -33,6 +34,7 @@ class NoPickle:
         if error is None:
             await self.app(scope, receive, send)
             return
+        metrics.rejected_requests.labels(error.code).inc()
         # The body is not read: the connection ends with the answer.
         headers = {"Connection": "close"}
         await JSONResponse({"error": error.to_dict()}, error.status, headers)(scope, receive, send)
