@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 # Surprises grow without bound, so a detector that is sure outvotes the others whatever its weight; the weights say
 # whose small surprises to believe. Patches see small defects that the pooled detectors cannot.
-INSPECTION = {"memory_bank": 1.0, "mahalanobis": 0.3, "vae": 0.15, "softmax": 0.02}
+INSPECTION = {"memory_bank": 1.0, "mahalanobis": 0.5, "vae": 0.3, "softmax": 0.02}
 # Pictures of many kinds: no patch of a new one is expected to have been seen, and what it shows is what counts.
 CATEGORIES = {"memory_bank": 0.1, "mahalanobis": 0.5, "vae": 0.02, "softmax": 1.0}
 MIN_CONFIDENCE = 0.5
