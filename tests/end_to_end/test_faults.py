@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.artifacts.samples import mounted
-from tests.end_to_end.traffic import Answer, in_progress, load, process_of
+from tests.end_to_end.traffic import Answer, in_progress, load, process_of, send
 
 DEADLINE_S, UPLOAD_S = 4, 2
 
@@ -194,16 +195,17 @@ def test_the_rate_holds_while_the_rest_is_refused(serve: Any, fitted: Any, many:
         served = 0
         start = time.monotonic()
 
-        async def client() -> None:
+        async def client(http: httpx.AsyncClient) -> None:
             nonlocal served
             while served < requests:
-                [answer] = await load(server.url, many, 1, 1)
+                answer = await send(http, many, len(answers))
                 answers.append(answer)
                 served += answer.status == 200
                 if answer.status == 503:
                     await asyncio.sleep(float(answer.retry_after or "nan"))
 
-        await asyncio.gather(*(client() for _ in range(clients)))
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=httpx.Limits()) as http:
+            await asyncio.gather(*(client(http) for _ in range(clients)))
         return answers, served / (time.monotonic() - start)
 
     with serve(fitted.home, f"max_pending={places}") as server:
