@@ -21,7 +21,7 @@ class VAERunner:
     def __init__(self) -> None:
         setup.start()
         end_after_gateway(settings.deadline_s + MARGIN_S)
-        self._engine = detector_engine("vae", settings.device, settings.memory_bytes)
+        self._engine = detector_engine("vae", settings.device, settings.memory_bytes, settings.max_batch)
 
     @bentoml.api(**batching())
     def infer(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
+from ood_runners import engines
 from ood_runners.artifacts import LoadedVersions
 from ood_runners.detectors import Detector, MemoryBank
 from ood_runners.engines import DetectorEngine
 from ood_runners.errors import ArtifactError
 from ood_runners.features import Features
+from ood_runners.telemetry.logs import RequestIdFilter
 
 CELLS = (4, 5, 8)
 
@@ -69,3 +74,27 @@ def test_an_item_without_a_tag_or_features(engine: DetectorEngine) -> None:
 
 def test_nothing_in_nothing_out(engine: DetectorEngine) -> None:
     assert engine.infer([]) == []
+
+
+def test_a_part_is_counted_with_what_it_computes_in() -> None:
+    """A budget of stored bytes alone let a runner take four times as much."""
+    weights = 10 * 2**20
+    small, large = (engines._memory(weights, (side, side), 16) for side in (96, 224))
+    assert 2 * weights < small < large
+    assert large - small == pytest.approx(16 * 250 * (224**2 - 96**2))
+    assert engines._memory(weights, (0, 0), 16) < 3 * weights
+
+
+def test_a_failure_is_logged_with_the_request_it_belongs_to(
+    engine: DetectorEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = [item | {"request_id": name} for name, item in zip("abc", items(["ood-parts:v1"] * 3), strict=True)]
+    del batch[1]["patches"]
+    caplog.handler.addFilter(RequestIdFilter())
+    before = REGISTRY.get_sample_value("ood_batch_pictures_sum", {"stage": "memory_bank"}) or 0.0
+    with caplog.at_level(logging.INFO):
+        engine.infer(batch)
+    lines = [(record.levelname, record.__dict__["request_id"]) for record in caplog.records]
+    assert lines == [("ERROR", "b"), ("INFO", "a,b,c")]
+    assert REGISTRY.get_sample_value("ood_batch_pictures_sum", {"stage": "memory_bank"}) == before + 3
+    assert REGISTRY.get_sample_value("ood_loaded_versions", {"stage": "memory_bank"}) == 1
