@@ -86,14 +86,16 @@ def test_a_part_is_counted_with_what_it_computes_in() -> None:
 
 
 def test_a_failure_is_logged_with_the_request_it_belongs_to(
-    engine: DetectorEngine, caplog: pytest.LogCaptureFixture
+    banks: dict[str, Detector], caplog: pytest.LogCaptureFixture
 ) -> None:
-    batch = [item | {"request_id": name} for name, item in zip("abc", items(["ood-parts:v1"] * 3), strict=True)]
-    del batch[1]["patches"]
+    engine = DetectorEngine(LoadedVersions(banks.__getitem__, lambda _: 1, 10), "memory_bank")
+    tags = ["ood-parts:v1", "ood-parts:defect", "ood-parts:v1"]
+    batch = [item | {"request_id": name} for name, item in zip("abc", items(tags), strict=True)]
     caplog.handler.addFilter(RequestIdFilter())
     before = REGISTRY.get_sample_value("ood_batch_pictures_sum", {"stage": "memory_bank"}) or 0.0
     with caplog.at_level(logging.INFO):
-        engine.infer(batch)
+        answers = engine.infer(batch)
+    assert ["error" in answer for answer in answers] == [False, True, False]
     lines = [(record.levelname, record.__dict__["request_id"]) for record in caplog.records]
     assert lines == [("ERROR", "b"), ("INFO", "a,b,c")]
     assert REGISTRY.get_sample_value("ood_batch_pictures_sum", {"stage": "memory_bank"}) == before + 3
