@@ -44,10 +44,10 @@ class OODService:
         warn_if_open(keys)
         self.sockets = keep_sockets()
         graph = Graph(
-            features=Runner("ResNet50Runner", self.resnet50),
-            vae=Runner("VAERunner", self.vae),
-            memory_bank=Runner("NearestNeighbourRunner", self.nearest_neighbour),
-            mahalanobis=Runner("MahalanobisRunner", self.mahalanobis),
+            features=Runner("ResNet50Runner", self.resnet50, "resnet50" in settings.urls),
+            vae=Runner("VAERunner", self.vae, "vae" in settings.urls),
+            memory_bank=Runner("NearestNeighbourRunner", self.nearest_neighbour, "nearest_neighbour" in settings.urls),
+            mahalanobis=Runner("MahalanobisRunner", self.mahalanobis, "mahalanobis" in settings.urls),
         )
         self.gateway = app.state.gateway = Gateway(graph, settings)
 

@@ -32,11 +32,13 @@ class Runner:
     Parameters
     ----------
     name : how messages and logs call it
-    proxy : what ``bentoml.depends`` gives
+    proxy : what ``wire.transport.depends`` gives
+    elsewhere : whether it is served alone, so that a new gateway would not bring it back
     """
 
-    def __init__(self, name: str, proxy: Any) -> None:
+    def __init__(self, name: str, proxy: Any, elsewhere: bool = False) -> None:
         self.name = name
+        self.elsewhere = elsewhere
         self._proxy = proxy.to_async
         self._answered = time.monotonic()
 

@@ -107,12 +107,13 @@ class Gateway:
         return all(await asyncio.gather(*(runner.is_ready() for runner in self._graph.runners)))
 
     async def is_alive(self) -> bool:
-        """Whether no runner has been silent for longer than it takes to start one.
+        """Whether no runner beside it has been silent for longer than it takes to start one.
 
         Where BentoML does not start a dead runner again (in a container), this is what has the container replaced.
         """
-        await asyncio.gather(*(runner.is_ready() for runner in self._graph.runners))
-        return all(runner.silent_s < SILENT_S for runner in self._graph.runners)
+        beside = [runner for runner in self._graph.runners if not runner.elsewhere]
+        await asyncio.gather(*(runner.is_ready() for runner in beside))
+        return all(runner.silent_s < SILENT_S for runner in beside)
 
     async def judge(
         self, files: Sequence[bytes], ask: Ask, timing: Timing, *, keep: bool = False
