@@ -72,10 +72,10 @@ def test_more_products_than_memory(serve: Any, home: Path, fitted: Any, normal: 
 
         def fill(product: str) -> None:
             """Have every runner compute a large batch of it, so that it takes as much as it ever does."""
-            files = [("images", ("a.jpg", data)) for data in (many * 4)[:32]]
+            files = [("images", ("a.jpg", data)) for data in (many * 2)[:24]]
             assert server.http.post("/detect_batch", files=files, data={"product": product}).status_code == 200
 
-        for product in PRODUCTS[:6]:
+        for product in PRODUCTS[:5]:
             ask(product)
             fill(product)
         full = {name: megabytes(server, name) for name in ("ResNet50Runner", "VAERunner")}
@@ -87,13 +87,13 @@ def test_more_products_than_memory(serve: Any, home: Path, fitted: Any, normal: 
         assert gauge(server, "ood_loaded_versions", "mahalanobis") >= 22  # these are small
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(ask, PRODUCTS))
-        for product in PRODUCTS[::3]:
+        for product in PRODUCTS[::6]:
             fill(product)
         after = {name: megabytes(server, name) for name in full}
         for name, before in full.items():
             assert after[name] < before + 100, (full, after)
-        log = server.tail()
-        assert "Loaded ood-part-21" in log
+        # Once in each of the four runners, and again where it had been let go.
+        assert server.log.read_text().count("Loaded ood-part-00:") > 4
         listed = {one["product"]: one["version"] for one in server.http.get("/products").json()["products"]}
         assert set(PRODUCTS) <= set(listed)
         assert all(listed[product] for product in PRODUCTS)
