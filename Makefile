@@ -8,7 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The stamp remembers which pyproject.toml the environment was made from.
 STAMP := $(VENV)/.installed
-PYTEST_ARGS ?=
+# Two to four tests at a time, those of one file in one process, since they share what is costly to set up.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 SERVE_ARGS ?=
 
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
