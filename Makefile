@@ -8,8 +8,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The stamp remembers which pyproject.toml the environment was made from.
 STAMP := $(VENV)/.installed
-# Two to four tests at a time, those of one file in one process, since they share what is costly to set up.
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+PYTEST_ARGS ?=
+# Two to four files at a time; the end-to-end tests load a server and watch its deadlines, so they run alone.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 SERVE_ARGS ?=
 
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
@@ -42,7 +43,8 @@ serve: $(STAMP) ## Serve every product with a version in production, on port 300
 
 .PHONY: test
 test: $(STAMP) ## Run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/end_to_end $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" tests/end_to_end $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## Run the slow tests
