@@ -72,6 +72,17 @@ def load_golden(stored: Stored) -> NDArray[np.uint8]:
     return images.read(stored.path / GOLDEN)
 
 
+def check_golden(tag: str, expected: Mapping[str, float], tolerance: float, scores: Mapping[str, Scores]) -> None:
+    """Raise ArtifactError unless the golden picture's `scores` are, relatively, those it had at fit time."""
+    for name, score in expected.items():
+        found = float(scores[name].image[0])
+        if not abs(found - score) <= tolerance * max(1.0, abs(score)):
+            raise ArtifactError(
+                f"{tag} does not reproduce its golden picture: {name} gives {found:.6g} and gave {score:.6g} when it "
+                "was fitted; fit it again on this machine."
+            )
+
+
 def class_names(stored: Stored) -> Sequence[str] | None:
     """Names of the classes that ``predicted`` counts: the user's folders, or the network's own; None without."""
     if stored.manifest.data.classes:

@@ -130,17 +130,11 @@ def import_(file: Annotated[Path, typer.Argument(metavar="FILE", help="A file th
 
 def _check_opens(stored: Stored) -> None:
     """Refuse a version that does not load, or does not score its golden picture as it did when it was fitted."""
-    from ood_runners.errors import ArtifactError
-    from ood_runners.pipeline import Product, load_golden
+    from ood_runners.pipeline import Product, check_golden, load_golden
 
     golden = stored.manifest.golden
-    for name, scores in Product.open(stored).raw_scores(load_golden(stored)[None]).items():
-        found, expected = float(scores.image[0]), golden.scores[name]
-        if not abs(found - expected) <= golden.tolerance * max(1.0, abs(expected)):
-            raise ArtifactError(
-                f"{stored.tag} does not reproduce its golden picture: {name} gives {found:.6g} and gave {expected:.6g} "
-                "when it was fitted; fit it again on this machine."
-            )
+    scores = Product.open(stored).raw_scores(load_golden(stored)[None])
+    check_golden(str(stored.tag), golden.scores, golden.tolerance, scores)
 
 
 def _say_change(change: Change) -> None:

@@ -13,9 +13,8 @@ from ood_runners.artifacts import read_version
 from ood_runners.calibration import Calibration
 from ood_runners.calibration.calibrator import Calibrator
 from ood_runners.detectors import Detector
-from ood_runners.errors import ArtifactError
 from ood_runners.features import Scores
-from ood_runners.pipeline import class_names, load_calibration, load_detector, load_golden
+from ood_runners.pipeline import check_golden, class_names, load_calibration, load_detector, load_golden
 
 FUSED = "fused"  # beside the names of the detectors
 LOCAL = frozenset({"softmax"})  # costs less than a hop to a runner
@@ -62,13 +61,7 @@ class Served:
 
     def check_golden(self, scores: Mapping[str, Scores]) -> None:
         """Raise ArtifactError unless the golden picture scores as it did at fit time."""
-        for name, expected in self.golden_scores.items():
-            found = float(scores[name].image[0])
-            if not abs(found - expected) <= self.tolerance * max(1.0, abs(expected)):
-                raise ArtifactError(
-                    f"{self.tag} does not reproduce its golden picture: {name} gives {found:.6g} and gave "
-                    f"{expected:.6g} when it was fitted; fit it again on this machine."
-                )
+        check_golden(self.tag, self.golden_scores, self.tolerance, scores)
 
 
 def _scale(calibrator: Calibrator, alpha: float) -> tuple[float, float]:
