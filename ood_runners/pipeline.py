@@ -56,7 +56,7 @@ def load_detector(stored: Stored, name: str, device: str = "auto", threads: int 
 
 
 def place(detector: Detector, device: str, threads: int | None) -> None:
-    """Tell a detector that runs a network of its own where to run it; others compute with NumPy and faiss."""
+    """Tell a detector that runs a network of its own where to run it; others compute with NumPy."""
     for attribute, value in (("device", device), ("threads", threads)):
         if hasattr(detector, attribute):
             setattr(detector, attribute, value)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ood_runners.detectors.base import Detector, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
+from ood_runners.detectors.search import ExactSearch
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
 
@@ -51,7 +52,8 @@ class MemoryBank(Detector):
         self.size = size
         self.k = k
         self.seed = seed
-        self._index: Any = None
+        self.threads: int | None = None
+        self._search: ExactSearch | None = None
 
     def params(self) -> dict[str, Any]:
         return {"size": self.size, "k": self.k, "seed": self.seed}
@@ -93,17 +95,14 @@ class MemoryBank(Detector):
         parts: list[Scores] = []
         order: list[NDArray[np.int64]] = []
         for fold in np.unique(folds):
-            rest = _build_index(self.bank_[self.fold_ != fold])
             rows = np.flatnonzero(folds == fold)
-            parts.append(self._score(features, rows, rest))
+            parts.append(self._score(features, rows, without=self.fold_ == fold))
             order.append(rows)
         return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def score(self, features: Features) -> Scores:
         """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: its highest 1 %."""
-        if self._index is None:
-            self._index = _build_index(self.bank_)
-        return self._score(features, np.arange(len(features)), self._index)
+        return self._score(features, np.arange(len(features)))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         return {"bank": self.bank_, "source": self.source_, "fold": self.fold_}
@@ -136,20 +135,22 @@ class MemoryBank(Detector):
         self.bank_ = np.concatenate(bank)
         self.source_ = np.concatenate(source)
         self.fold_ = np.concatenate(fold_of)
-        self._index = None
+        self._search = None
 
-    def _score(self, features: Features, rows: NDArray[np.int64], index: Any) -> Scores:
+    def _score(self, features: Features, rows: NDArray[np.int64], without: NDArray[np.bool_] | None = None) -> Scores:
         patches = _patches(features)
-        if patches.shape[-1] != index.d:
+        if patches.shape[-1] != self.bank_.shape[1]:
             raise DataError(
-                f"The patches have {patches.shape[-1]} dimensions and the memory bank {index.d}; "
+                f"The patches have {patches.shape[-1]} dimensions and the memory bank {self.bank_.shape[1]}; "
                 "use the backbone and projection that the bank was fitted with."
             )
-        k = min(self.k, index.ntotal)
+        if self._search is None:
+            smallest = np.bincount(self.fold_).max() if len(np.unique(self.fold_)) > 1 else 0
+            self._search = ExactSearch(self.bank_, min(self.k, len(self.bank_) - int(smallest)), self.threads)
         maps = np.empty((len(rows), *patches.shape[1:3]), np.float32)
         for start in range(0, len(rows), SEARCH_PICTURES):
             part = finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features")
-            squared, _ = index.search(part.reshape(-1, index.d), k)
+            squared, _ = self._search.search(part.reshape(-1, part.shape[-1]), without)
             maps[start : start + SEARCH_PICTURES] = np.sqrt(squared).mean(axis=1).reshape(part.shape[:3])
         return Scores(image=top_mean(maps), map=maps)
 
@@ -159,15 +160,6 @@ def _patches(features: Features) -> NDArray[Any]:
     if features.patches is None or features.patches.ndim != 4:
         raise DataError("The memory bank needs patch features of shape (pictures, height, width, dimensions).")
     return features.patches
-
-
-def _build_index(bank: NDArray[np.float16]) -> Any:
-    """Exact Euclidean search over the bank's entries."""
-    import faiss
-
-    index = faiss.IndexFlatL2(bank.shape[1])
-    index.add(np.ascontiguousarray(bank, dtype=np.float32))
-    return index
 
 
 def _coreset_of_pictures(

@@ -1,0 +1,55 @@
+"""Exact nearest neighbours as one matrix product."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ood_runners.detectors.search import ROWS, ExactSearch
+
+
+def brute_force(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    squared = ((queries[:, None].astype(np.float64) - bank[None].astype(np.float64)) ** 2).sum(axis=2)
+    order = np.argsort(squared, axis=1)[:, :k]
+    return np.take_along_axis(squared, order, axis=1), order
+
+
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (2, 3), (3, 3), (31, 3), (33, 1), (700, 5), (1001, 3)])
+def test_finds_what_brute_force_finds(m: int, k: int) -> None:
+    rng = np.random.default_rng(m)
+    bank = rng.normal(size=(m, 16)).astype(np.float16)
+    queries = rng.normal(size=(57, 16)).astype(np.float32)
+    squared, found = ExactSearch(bank, k).search(queries)
+    expected, order = brute_force(bank, queries, k)
+    np.testing.assert_allclose(squared, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found, order)
+
+
+def test_many_queries_are_searched_in_parts() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(2 * ROWS + 5, 8)).astype(np.float32)
+    search = ExactSearch(bank, 3)
+    squared, found = search.search(queries)
+    last_squared, last_found = search.search(queries[-3:])
+    np.testing.assert_allclose(squared[-3:], last_squared, rtol=1e-5)
+    np.testing.assert_array_equal(found[-3:], last_found)
+
+
+def test_entries_can_be_passed_over() -> None:
+    rng = np.random.default_rng(1)
+    bank, queries = rng.normal(size=(200, 8)).astype(np.float32), rng.normal(size=(40, 8)).astype(np.float32)
+    without = np.arange(200) % 4 == 1
+    search = ExactSearch(bank, 3)
+    squared, found = search.search(queries, without)
+    expected, order = brute_force(bank[~without], queries, 3)
+    np.testing.assert_allclose(squared, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found, np.flatnonzero(~without)[order])
+    # Nothing stays passed over.
+    np.testing.assert_allclose(search.search(queries)[0], brute_force(bank, queries, 3)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_an_entry_is_at_distance_zero_from_itself() -> None:
+    bank = np.random.default_rng(2).normal(size=(500, 64)).astype(np.float16)
+    squared, found = ExactSearch(bank, 1).search(bank[:20].astype(np.float32))
+    assert squared.max() < 1e-4
+    np.testing.assert_array_equal(found[:, 0], np.arange(20))
