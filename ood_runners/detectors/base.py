@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,6 +13,24 @@ from numpy.typing import NDArray
 from ood_runners.features import Features, Scores
 
 TOP_FRACTION = 0.01
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Pictures made from training pictures, such as synthetic defects.
+
+    Attributes
+    ----------
+    features : of m pictures
+    origin : int64 (m,), the training picture that each was made from; no detector that has seen it scores the probe
+    """
+
+    features: Features
+    origin: NDArray[np.int64]
+
+    def of(self, folds: NDArray[np.int64], fold: int) -> NDArray[np.int64]:
+        """Indices of the probes made from the pictures of this fold."""
+        return np.flatnonzero(np.asarray(folds)[self.origin] == fold)
 
 
 class Detector(ABC):
@@ -37,12 +56,18 @@ class Detector(ABC):
         """
 
     def fit_held_out(
-        self, features: Features, folds: NDArray[np.int64], labels: NDArray[np.int64] | None = None
+        self,
+        features: Features,
+        folds: NDArray[np.int64],
+        labels: NDArray[np.int64] | None = None,
+        *,
+        probes: Probes | None = None,
     ) -> Scores:
         """Fit on all pictures and return each one's score under a detector fitted without its fold.
 
         `folds` int64 (n,) is the fold of each picture. These scores calibrate the detector: no picture
-        is judged by a detector that has seen it.
+        is judged by a detector that has seen it. The scores of the m `probes`, by the detectors that have not seen
+        their origin, follow those of the n pictures.
         """
         parts: list[Scores] = []
         order: list[NDArray[np.int64]] = []
@@ -52,6 +77,9 @@ class Detector(ABC):
             rest.fit(features[outside], None if labels is None else labels[outside])
             parts.append(rest.score(features[inside]))
             order.append(inside)
+            if probes is not None and len(made := probes.of(folds, fold)):
+                parts.append(rest.score(probes.features[made]))
+                order.append(len(features) + made)
         self.fit(features, labels)
         return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
 

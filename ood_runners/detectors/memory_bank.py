@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_runners.detectors.base import Detector, top_mean
+from ood_runners.detectors.base import Detector, Probes, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
 from ood_runners.detectors.search import ExactSearch
@@ -80,6 +80,7 @@ class MemoryBank(Detector):
         folds: NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
         *,
+        probes: Probes | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Scores:
         """Choose one coreset a fold; the bank is their union, and a fold is scored without its own entries.
@@ -98,6 +99,9 @@ class MemoryBank(Detector):
             rows = np.flatnonzero(folds == fold)
             parts.append(self._score(features, rows, without=self.fold_ == fold))
             order.append(rows)
+            if probes is not None and len(made := probes.of(folds, fold)):
+                parts.append(self._score(probes.features, made, without=self.fold_ == fold))
+                order.append(len(features) + made)
         return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def score(self, features: Features) -> Scores:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners.backbones.runtime import choose_device
-from ood_runners.detectors.base import Detector, top_mean
+from ood_runners.detectors.base import Detector, Probes, top_mean
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
 
@@ -80,20 +80,29 @@ class Vae(Detector):
         return self._fit(pictures, np.arange(len(pictures)), self.progress)
 
     def fit_held_out(
-        self, features: Features, folds: NDArray[np.int64], labels: NDArray[np.int64] | None = None
+        self,
+        features: Features,
+        folds: NDArray[np.int64],
+        labels: NDArray[np.int64] | None = None,
+        *,
+        probes: Probes | None = None,
     ) -> Scores:
         """As the base class says, without copies of the pictures and with one count of epochs for all the fits."""
         pictures = _pictures(features)
         numbers = np.unique(folds)
         parts: list[Scores] = []
+        order: list[NDArray[np.int64]] = []
         for k, fold in enumerate(numbers):
             rest = type(self)(**self.params())
             rest.device, rest.threads = self.device, self.threads
             rest._fit(pictures, np.flatnonzero(folds != fold), self._share(k, len(numbers) + 1))
-            parts.append(rest._score(pictures, np.flatnonzero(folds == fold)))
+            order.append(np.flatnonzero(folds == fold))
+            parts.append(rest._score(pictures, order[-1]))
+            if probes is not None and len(made := probes.of(folds, fold)):
+                parts.append(rest._score(_pictures(probes.features), made))
+                order.append(len(pictures) + made)
         self._fit(pictures, np.arange(len(pictures)), self._share(len(numbers), len(numbers) + 1))
-        order = np.concatenate([np.flatnonzero(folds == fold) for fold in numbers])
-        return Scores.concatenate(parts)[np.argsort(order)]
+        return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def score(self, features: Features) -> Scores:
         """Maps float32 (n, h, w) in standard deviations (0 = usual for a normal picture) and their top means."""

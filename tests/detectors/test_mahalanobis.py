@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
 
+from ood_runners.detectors.base import Probes
 from ood_runners.detectors.mahalanobis import Gaussian, Mahalanobis
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
@@ -130,6 +131,18 @@ def test_held_out_scores_leave_the_fold_out() -> None:
     scores = Mahalanobis().fit_held_out(features, folds)
     rest = Mahalanobis().fit(features[folds != 1])
     np.testing.assert_allclose(scores.image[folds == 1], rest.score(features[folds == 1]).image)
+
+
+def test_probes_are_scored_by_detectors_that_have_not_seen_their_origin() -> None:
+    features, folds, origin = two_layers(12), np.arange(12) % 3, np.array([4, 0, 1, 4])
+    made = two_layers(4)
+    scores = Mahalanobis().fit_held_out(features, folds, probes=Probes(made, origin))
+    assert len(scores) == 12 + 4
+    plain = Mahalanobis().fit_held_out(features, folds)
+    np.testing.assert_array_equal(scores.image[:12], plain.image)
+    for i, fold in enumerate(folds[origin]):
+        rest = Mahalanobis().fit(features[folds != fold])
+        np.testing.assert_allclose(scores.image[12 + i], rest.score(made[i : i + 1]).image[0], rtol=1e-5)
 
 
 def test_only_the_chosen_layers_count() -> None:

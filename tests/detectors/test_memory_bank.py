@@ -11,6 +11,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from ood_runners.detectors import memory_bank
+from ood_runners.detectors.base import Probes
 from ood_runners.detectors.memory_bank import MemoryBank
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
@@ -63,6 +64,17 @@ def test_held_out_equals_brute_force() -> None:
         np.testing.assert_allclose(scores.map[i], reference_map(rest, features.patches[i : i + 1], 2)[0], rtol=1e-4)
     # The final bank is a superset of each one that scored a fold.
     assert (detector.score(features).map <= scores.map + 1e-3).all()
+
+
+def test_probes_are_scored_without_the_fold_of_their_origin() -> None:
+    features, folds, origin = normals(), np.arange(12) % 4, np.array([5, 2, 8, 5])
+    made = normals(4, seed=9)
+    detector = MemoryBank(size=90, k=2)
+    scores = detector.fit_held_out(features, folds, probes=Probes(made, origin))
+    assert len(scores) == 12 + 4
+    for i, fold in enumerate(folds[origin]):
+        rest = detector.bank_[detector.fold_ != fold]
+        np.testing.assert_allclose(scores.map[12 + i], reference_map(rest, made.patches[i : i + 1], 2)[0], rtol=1e-4)
 
 
 def test_uneven_folds_share_in_proportion_and_fill_the_bank() -> None:

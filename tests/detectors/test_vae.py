@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ood_runners.detectors import vae_network
+from ood_runners.detectors.base import Probes
 from ood_runners.detectors.vae import Vae
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
@@ -168,15 +169,18 @@ def test_held_out_scores_come_from_fits_without_the_fold(tmp_path: Path) -> None
     detector = Vae(latent=4)
     detector.device = "cpu"
     detector.progress = lambda epoch, epochs, loss: counts.append((epoch, epochs))
-    scores = detector.fit_held_out(Features(pictures=mapped), folds)
+    probes = Probes(Features(pictures=parts(3)), np.array([1, 0, 4]))
+    scores = detector.fit_held_out(Features(pictures=mapped), folds, probes=probes)
+    assert len(scores) == 9 + 3
     assert counts == [(i, 6) for i in range(1, 7)]  # 2 epochs of 3 fits
     rest = Vae(latent=4)
     rest.device = "cpu"
     alone = rest.fit(Features(pictures=pictures[folds != 1])).score(Features(pictures=pictures[folds == 1]))
-    np.testing.assert_allclose(scores.image[folds == 1], alone.image, rtol=1e-4)
+    np.testing.assert_allclose(scores.image[:9][folds == 1], alone.image, rtol=1e-4)
+    np.testing.assert_allclose(scores.image[[9, 11]], rest.score(Features(pictures=parts(3)[[0, 2]])).image, rtol=1e-4)
     whole = quick(9).score(Features(pictures=pictures))
     np.testing.assert_allclose(detector.score(Features(pictures=pictures)).image, whole.image, rtol=1e-4)
-    assert not np.allclose(scores.image, whole.image, rtol=1e-2)
+    assert not np.allclose(scores.image[:9], whole.image, rtol=1e-2)
 
 
 def test_interrupting_a_fit_ends_it_and_leaves_the_detector_unfitted() -> None:
