@@ -1,4 +1,4 @@
-"""The command line: fit, evaluate, list, show, promote, rollback, export, import; ``--help`` shows examples."""
+"""The command line: fit, evaluate, list, show, promote, rollback, export, import, push, pull, prune; see ``--help``."""
 
 from ood_runners.cli import main
 

@@ -16,7 +16,9 @@ from ood_runners.artifacts.manifest import (
     SkippedFile,
 )
 from ood_runners.artifacts.names import check_product, parse, products
+from ood_runners.artifacts.prune import Pruned, prune
 from ood_runners.artifacts.record import Change, history, production, record_stamp, stamps
+from ood_runners.artifacts.remote import pull_version, push_version
 from ood_runners.artifacts.staging import check_writable
 from ood_runners.artifacts.store import (
     Stored,
@@ -44,6 +46,7 @@ __all__ = [
     "InputEntry",
     "LoadedVersions",
     "Manifest",
+    "Pruned",
     "SkippedFile",
     "Stored",
     "VersionInfo",
@@ -61,6 +64,9 @@ __all__ = [
     "production",
     "products",
     "promote",
+    "prune",
+    "pull_version",
+    "push_version",
     "read_version",
     "record_stamp",
     "resolve",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -191,6 +192,7 @@ def place(folder: Path, tag: Tag, kind: type[AnyManifest]) -> None:
         raise ArtifactError(f"The store holds {tag} already, with other content; a version never changes.")
     with suppress(ArtifactError):
         verify_folder(held, tag, kind)
+        _touch(held)
         return
     discard(tag)
     publish(folder, tag)
@@ -208,7 +210,14 @@ def find_backbone(name: str, sha256: str) -> tuple[Tag, Path] | None:
     if not found:
         return None
     tag = max(found, key=lambda item: item[0].created)[1]
+    _touch(folder_of(tag))
     return tag, folder_of(tag)
+
+
+def _touch(folder: Path) -> None:
+    """Say that a stored folder is about to be needed, so that `prune` leaves it."""
+    with suppress(OSError):
+        os.utime(folder)
 
 
 def read_version(product: str | Tag, version: str | None = None, *, verify: bool = True) -> Stored:

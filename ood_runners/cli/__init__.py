@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ood_runners.cli import building, versions
+from ood_runners.cli import building, carrying, versions
 from ood_runners.cli.app import app
 
-__all__ = ["app", "building", "main", "versions"]
+__all__ = ["app", "building", "carrying", "main", "versions"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
