@@ -13,6 +13,7 @@ from ood_runners.api.plain import PlainErrors
 from ood_runners.gateway.calls import Runner
 from ood_runners.gateway.gateway import Gateway
 from ood_runners.gateway.graph import Graph
+from ood_runners.gateway.local import fused_graph
 from ood_runners.mahalanobis_runner import MahalanobisRunner
 from ood_runners.nearest_neighbour_runner import NearestNeighbourRunner
 from ood_runners.pins import pinned_models
@@ -34,22 +35,27 @@ app = create_app(upload_s=settings.upload_s, guarded=keys is not None)
 class OODService:
     """Says of a picture whether it belongs to what was shown as normal, how sure that is, and where it does not."""
 
-    resnet50 = depends(ResNet50Runner, settings.urls.get("resnet50"))
-    vae = depends(VAERunner, settings.urls.get("vae"))
-    nearest_neighbour = depends(NearestNeighbourRunner, settings.urls.get("nearest_neighbour"))
-    mahalanobis = depends(MahalanobisRunner, settings.urls.get("mahalanobis"))
+    if settings.profile == "graph":
+        resnet50 = depends(ResNet50Runner, settings.urls.get("resnet50"))
+        vae = depends(VAERunner, settings.urls.get("vae"))
+        nearest_neighbour = depends(NearestNeighbourRunner, settings.urls.get("nearest_neighbour"))
+        mahalanobis = depends(MahalanobisRunner, settings.urls.get("mahalanobis"))
 
     def __init__(self) -> None:
         setup.start()
         warn_if_open(keys)
         self.sockets = keep_sockets()
-        graph = Graph(
+        graph = fused_graph(settings) if settings.profile == "fused" else self.graph()
+        self.gateway = app.state.gateway = Gateway(graph, settings)
+
+    def graph(self) -> Graph:
+        """The runners, each in a process of its own."""
+        return Graph(
             features=Runner("ResNet50Runner", self.resnet50, "resnet50" in settings.urls),
             vae=Runner("VAERunner", self.vae, "vae" in settings.urls),
             memory_bank=Runner("NearestNeighbourRunner", self.nearest_neighbour, "nearest_neighbour" in settings.urls),
             mahalanobis=Runner("MahalanobisRunner", self.mahalanobis, "mahalanobis" in settings.urls),
         )
-        self.gateway = app.state.gateway = Gateway(graph, settings)
 
     @bentoml.on_startup
     def start(self) -> None:

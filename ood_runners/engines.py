@@ -127,6 +127,9 @@ class DetectorEngine(Engine[Detector]):
         return to_items(part.score(features))
 
 
+AnyEngine = FeatureEngine | DetectorEngine
+
+
 def feature_engine(device: str, budget: int, max_batch: int) -> FeatureEngine:
     """The engine behind ResNet50Runner; `budget` is in bytes, `max_batch` in pictures."""
 

@@ -29,6 +29,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     products: str = Field("", description="name:version,… pins exactly these; empty follows the production records")
+    profile: Literal["graph", "fused"] = Field(
+        "graph", description="graph: each runner a process of its own; fused: all in one, for small machines"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses a GPU where there is one")
     deadline_s: float = Field(20.0, gt=0, le=600, description="a request is answered within this time")
     upload_s: float = Field(30.0, gt=0, le=600, description="a body must have arrived within this time")
@@ -56,6 +59,12 @@ class Settings(BaseModel):
     def _check_runner_urls(cls, value: str) -> str:
         _parse_urls(value)
         return value
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> Settings:
+        if self.profile == "fused" and self.runner_urls:
+            raise ValueError("runner_urls names runners that are served alone; profile fused has none")
+        return self
 
     @property
     def pins(self) -> dict[str, str]:

@@ -13,7 +13,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "ood_runners"
 
 # From the bottom up; a part may import those before it and itself. What is not named here is a runner, or of the api.
-LAYERS = ("errors", "features", "images", "maps", "backbones", "detectors", "calibration", "artifacts", "pipeline")
+LAYERS = (
+    "errors",
+    "cores",
+    "inference",
+    "features",
+    "images",
+    "maps",
+    "backbones",
+    "detectors",
+    "calibration",
+    "artifacts",
+    "pipeline",
+)
 PART_OF = {"image_guards": "images"}
 SERVING = "serving"
 MAY_IMPORT: dict[str, set[str]] = {

@@ -15,22 +15,19 @@ from ood_runners.backbones.runtime import PATCHES, Tapping
 from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, BackboneInfo
 from ood_runners.errors import ArtifactError
 from ood_runners.features import POOLED_PREFIX
+from ood_runners.inference import compile_for_cpu
 
 
 class OpenVINOEngine:
-    """See `runtime.Engine`. Always float32: processors with bfloat16 would otherwise give other scores."""
+    """See `runtime.Engine`."""
 
     def __init__(self, folder: Path, info: BackboneInfo, tapping: Tapping, threads: int | None) -> None:
-        core = ov.Core()
         try:
-            stored = core.read_model(folder / GRAPH_FILE)
+            stored = ov.Core().read_model(folder / GRAPH_FILE)
         except RuntimeError as error:
             raise ArtifactError(f"{folder / GRAPH_FILE} is missing or damaged; fit the product again.") from error
         model = build_graph(stored, info, tapping)
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        self._request = core.compile_model(model, "CPU", config).create_infer_request()
+        self._request = compile_for_cpu(model, threads).create_infer_request()
         self._names = [output.any_name for output in model.outputs]
         self._empty = {
             output.any_name: np.zeros((0, *_lengths(output)[1:]), output.element_type.to_dtype())

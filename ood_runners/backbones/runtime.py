@@ -123,7 +123,7 @@ class FeatureNetwork:
         projection : of the joined patch channels, in the order of `patch_layers`
         neighbourhood : side of the square that patch features are averaged over, in cells; odd, 1 for none
         device : "cpu", "cuda", or "auto": cuda where torch and a GPU are there
-        threads : CPU threads; None leaves it to OpenVINO
+        threads : CPU threads; all cores if None
         """
         folder = Path(folder)
         info = BackboneInfo.load(folder)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_runners.inference import compile_for_cpu
+
 GROUP = 32  # entries whose maximum is taken together; the fastest of 16, 32 and 64 for 10,000 entries
 ROWS = 1024  # queries in one product: 41 MB of products with 10,000 entries
 FAR = np.float32(1e30)  # subtracted from products that must not be found
@@ -26,7 +28,7 @@ class ExactSearch:
     ----------
     bank : float16 or float32 (m, d), m >= 1
     k : neighbours; clipped to m
-    threads : CPU threads; None leaves it to OpenVINO
+    threads : CPU threads; all cores if None
     """
 
     def __init__(self, bank: NDArray[Any], k: int, threads: int | None = None) -> None:
@@ -81,7 +83,4 @@ def _compile(bank: NDArray[np.float32], group: int, k: int, threads: int | None)
     candidates = ops.reshape(ops.gather(grouped, columns, np.array(2), 1), np.array([0, -1]), True)
     best = ops.topk(candidates, k, 1, "max", "value")
     model = ov.Model([best.output(0), best.output(1), columns], [queries, half], "nearest")
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if threads is not None:
-        config["INFERENCE_NUM_THREADS"] = threads
-    return ov.Core().compile_model(model, "CPU", config)
+    return compile_for_cpu(model, threads)

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners.backbones.runtime import choose_device
+from ood_runners.cores import available_cores
 from ood_runners.detectors.base import Detector, Probes, top_mean
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
+from ood_runners.inference import compile_for_cpu
 
 MIN_PICTURES = 2  # one to learn from and one to hold out
 SCORE_CHUNK = 32
@@ -53,7 +55,7 @@ class Vae(Detector):
     ----------
     arrays_ : the fitted state, see `to_arrays`
     device : "auto", "cpu" or "cuda"; where to train and score. Set it before ``fit`` or the first ``score``.
-    threads : CPU threads; None leaves it to the libraries
+    threads : CPU threads; all cores if None
     progress : called after each epoch of a fit with its number from 1, the most there will be (in
         ``fit_held_out``: of all its fits together) and the loss; what it raises ends the fit
     """
@@ -138,7 +140,7 @@ class Vae(Detector):
         from ood_runners.detectors import vae_network
 
         before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
+        torch.set_num_threads(self.threads or available_cores())
         try:
             module = vae_network.fit(pictures, rows, self.latent, self.seed, choose_device(self.device), progress)
         finally:
@@ -179,20 +181,16 @@ class Vae(Detector):
 
 
 class OpenVINOEngine:
-    """The stored graph compiled for the CPU. Always float32: bfloat16 would give other scores elsewhere."""
+    """The stored graph compiled for the CPU."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], threads: int | None) -> None:
         import openvino as ov
 
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        core = ov.Core()
         try:
-            model = core.read_model(arrays["network_xml"].tobytes(), ov.Tensor(arrays["network_bin"]))
+            model = ov.Core().read_model(arrays["network_xml"].tobytes(), ov.Tensor(arrays["network_bin"]))
         except RuntimeError as error:
             raise ArtifactError("The stored vae's network is damaged; fit the product again.") from error
-        self._request = core.compile_model(model, "CPU", config).create_infer_request()
+        self._request = compile_for_cpu(model, threads).create_infer_request()
         self._lock = threading.Lock()
 
     def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,0 +1,28 @@
+"""The fused profile: one process, the same answers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from tests.end_to_end.conftest import Fitted, Serve, Server
+
+
+def test_answers_as_the_graph_does_from_one_process(
+    fitted: Fitted, server: Server, serve: Serve, many: list[bytes]
+) -> None:
+    with serve(fitted.home, "profile=fused") as fused:
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda data: fused.detect(data, product="parts"), many))
+        commands = [" ".join(child.cmdline()) for child in psutil.Process(fused.process.pid).children(recursive=True)]
+        assert not [command for command in commands if "Runner" in command], commands
+        assert fused.post("/detect", b"no picture", product="parts").status_code == 415
+        assert fused.http.get("/livez").status_code == 200
+    for data, answer in zip(many, answers, strict=True):
+        expected = server.detect(data, product="parts")
+        assert answer["verdict"] == expected["verdict"] and answer["version"] == expected["version"]
+        assert answer["score"] == pytest.approx(expected["score"], rel=1e-3)
+        for name, view in expected["detectors"].items():  # type: ignore[attr-defined]
+            assert answer["detectors"][name]["score"] == pytest.approx(view["score"], rel=1e-3), name  # type: ignore[index]
