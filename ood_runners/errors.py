@@ -85,10 +85,14 @@ class BadParameter(OODError):
 
 
 class Overloaded(OODError):
-    """The queue is longer than can be served in time, or a runner is away; try again later."""
+    """The queue is longer than can be served in time, or a runner is away; try again in `retry_after` seconds."""
 
     code = "overloaded"
     status = 503
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, retry_after)
 
 
 class DeadlineExceeded(OODError):

@@ -10,7 +10,7 @@ from ood_runners.engines import detector_engine
 from ood_runners.settings import MARGIN_S, batching, runner_config, settings
 from ood_runners.shutdown import end_after_gateway
 from ood_runners.telemetry import setup
-from ood_runners.wire.transport import framed
+from ood_runners.wire.transport import framed, warn_if_open_alone
 
 
 @framed
@@ -20,6 +20,7 @@ class MahalanobisRunner:
 
     def __init__(self) -> None:
         setup.start()
+        warn_if_open_alone()
         end_after_gateway(settings.deadline_s + MARGIN_S)
         self._engine = detector_engine("mahalanobis", settings.device, settings.memory_bytes, settings.max_batch)
 

@@ -16,6 +16,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from ood_runners import __version__
 from ood_runners.api import answers, errors
+from ood_runners.api.door import Door
 from ood_runners.api.limits import BodyLimits
 from ood_runners.api.models import Detection, ErrorAnswer, ErrorBody, ProductAnswer, ProductsAnswer
 from ood_runners.errors import OODError
@@ -83,6 +84,7 @@ def create_app(upload_s: float, guarded: bool = False) -> FastAPI:
     )
     errors.install(app)
     app.add_middleware(BodyLimits, max_bytes=MAX_BODY, upload_s=upload_s)
+    app.add_middleware(Door, refusal=lambda: app.state.gateway.refusal(), upload_s=upload_s)
 
     @app.post("/detect", responses=ERRORS, response_model_exclude_none=True)
     async def detect(gateway: Serving, image: Image, ask: Asked) -> Detection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,7 @@ from ood_runners.errors import BadParameter, DeadlineExceeded, MalformedRequest,
 from ood_runners.telemetry import metrics
 
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
-HEADERS = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": 'Bearer realm="ood-runners"'}}
+HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="ood-runners"'}}
 CODES = {404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}
 # Kinds of validation error that say that a field cannot be read at all, rather than that its value is out of range.
 UNREADABLE = frozenset({"missing", "value_error", "json_invalid"})
@@ -24,7 +25,10 @@ UNREADABLE = frozenset({"missing", "value_error", "json_invalid"})
 def answer(error: OODError) -> JSONResponse:
     """The HTTP answer of an error."""
     metrics.rejected_requests.labels(error.code).inc()
-    return JSONResponse({"error": error.to_dict()}, error.status, HEADERS.get(error.status))
+    headers = HEADERS.get(error.status)
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = {"Retry-After": str(getattr(error, "retry_after", 1))}
+    return JSONResponse({"error": error.to_dict()}, error.status, headers)
 
 
 def install(app: FastAPI) -> None:

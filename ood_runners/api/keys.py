@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -49,7 +49,7 @@ class Keys:
     """
 
     def __init__(self, fixed: str = "", file: Path | None = None) -> None:
-        self._fixed = _digests(fixed, VARIABLE)
+        self._fixed = _digests(parse_keys(fixed, VARIABLE))
         self._file = file
         self._stamp: Stamp | None = None
         self._listed: frozenset[bytes] = frozenset()
@@ -81,28 +81,31 @@ class Keys:
             return
         self._looked = now
         try:
-            if _stamp(self._file) != self._stamp:
+            if file_stamp(self._file) != self._stamp:
                 self._listed, self._stamp = _read(self._file)
                 logger.info("%d keys read from %s", len(self._listed), self._file)
         except (OSError, OODError) as error:
             logger.error("The keys read before stay in force: %s", error)
 
 
-def _read(file: Path) -> tuple[frozenset[bytes], Stamp]:
+def read_keys(file: Path) -> tuple[list[str], Stamp]:
+    """The keys in a file, in order, and its stamp; OODError where it cannot be read or holds what is no key."""
     try:
-        stamp = _stamp(file)
+        stamp = file_stamp(file)
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise OODError(f"The keys in {file} cannot be read: {type(error).__name__}.") from None
-    return _digests(text, str(file)), stamp
+    return parse_keys(text, str(file)), stamp
 
 
-def _stamp(file: Path) -> Stamp:
+def file_stamp(file: Path) -> Stamp:
+    """Something that changes whenever the file does."""
     status = file.stat()
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _digests(text: str, origin: str) -> frozenset[bytes]:
+def parse_keys(text: str, origin: str) -> list[str]:
+    """The keys in `text`, one a line; `origin` is named in the OODError for what is no key."""
     keys = [line.strip() for line in text.splitlines()]
     keys = [key for key in keys if key and not key.startswith("#")]
     if any(len(key) < MIN_LENGTH or not key.isascii() or not key.isprintable() or " " in key for key in keys):
@@ -110,6 +113,15 @@ def _digests(text: str, origin: str) -> frozenset[bytes]:
             f"A key in {origin} is not {MIN_LENGTH} or more plain characters without spaces; "
             "`openssl rand -hex 32` makes one."
         )
+    return keys
+
+
+def _read(file: Path) -> tuple[frozenset[bytes], Stamp]:
+    keys, stamp = read_keys(file)
+    return _digests(keys), stamp
+
+
+def _digests(keys: Iterable[str]) -> frozenset[bytes]:
     return frozenset(hashlib.sha256(key.encode()).digest() for key in keys)
 
 
@@ -131,8 +143,7 @@ class KeyGuard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        allowed = is_open(scope["path"]) or self.keys.accept(sent_key(Headers(scope=scope)))
-        if allowed:
+        if is_open(scope["path"]) or is_preflight(scope) or self.keys.accept(sent_key(Headers(scope=scope))):
             headers = [pair for pair in scope["headers"] if pair[0].lower() not in HEADERS]
             await self.app({**scope, "headers": headers}, receive, send)
         elif scope["type"] == "websocket":
@@ -145,6 +156,11 @@ class KeyGuard:
 def is_open(path: str) -> bool:
     """Whether a path needs no key."""
     return path in OPEN or path.startswith(OPEN_FOLDER)
+
+
+def is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks what it may send, which it does without a key; no route answers that with data."""
+    return scope.get("method") == "OPTIONS" and "access-control-request-method" in Headers(scope=scope)
 
 
 def sent_key(headers: Headers) -> bytes:

@@ -38,7 +38,7 @@ class BodyLimits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = _Body(receive, self.max_bytes, time.monotonic() + self.upload_s)
+        body = Body(receive, self.max_bytes, time.monotonic() + self.upload_s)
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.max_bytes:
@@ -49,8 +49,15 @@ class BodyLimits:
         await self.app(scope, body.receive, send)
 
 
-class _Body:
-    """Counts what comes and watches the clock while it comes."""
+class Body:
+    """Counts what comes and watches the clock while it comes.
+
+    Parameters
+    ----------
+    receive : of the request
+    max_bytes : that may come
+    until : a time of ``time.monotonic()`` by which it must have come
+    """
 
     def __init__(self, receive: Receive, max_bytes: int, until: float) -> None:
         self._receive = receive
@@ -59,7 +66,13 @@ class _Body:
         self._more = True
         self.message = f"The body is larger than {max_bytes // 2**20} MiB; send fewer or smaller pictures."
 
+    @property
+    def read(self) -> bool:
+        """Whether all of it has come."""
+        return not self._more
+
     async def receive(self) -> Message:
+        """The next message; HTTPException 413 or 408 past a limit."""
         if not self._more:
             return await self._receive()  # after the body: waits for the client to go away
         message = await self._next()

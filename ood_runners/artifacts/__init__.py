@@ -23,6 +23,7 @@ from ood_runners.artifacts.staging import check_writable
 from ood_runners.artifacts.store import (
     Stored,
     VersionWriter,
+    exporting,
     find_backbone,
     open_writer,
     read_version,
@@ -55,6 +56,7 @@ __all__ = [
     "check_writable",
     "delete_version",
     "export_version",
+    "exporting",
     "find_backbone",
     "history",
     "import_version",

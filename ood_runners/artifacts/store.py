@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from bentoml import Tag
 from bentoml._internal.models.model import ModelContext, ModelInfo
+from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -22,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from ood_runners.artifacts.catalogue import resolve
 from ood_runners.artifacts.files import explained, flush_tree, list_files, sha256
 from ood_runners.artifacts.manifest import WAYS_ON, BackboneManifest, Manifest
-from ood_runners.artifacts.names import BACKBONE_PREFIX, folder_of, home, new_version, product_tag, versions_in
+from ood_runners.artifacts.names import BACKBONE_PREFIX, RECORDS, folder_of, home, new_version, product_tag, versions_in
 from ood_runners.artifacts.staging import discard, publish, staging_folder
 from ood_runners.artifacts.verify import (
     MANIFEST,
@@ -196,6 +197,26 @@ def place(folder: Path, tag: Tag, kind: type[AnyManifest]) -> None:
         return
     discard(tag)
     publish(folder, tag)
+
+
+@contextmanager
+def exporting(name: str) -> Iterator[None]:
+    """Let one process at a time look for the backbone `name` and, where it is not there, export it.
+
+    Raises
+    ------
+    ArtifactError
+        The store is read-only or full.
+    """
+    folder = home() / RECORDS
+    lock = FileLock(folder / f".{BACKBONE_PREFIX}{name}.lock")
+    with explained(folder, f"lock the backbone {name}"):
+        folder.mkdir(exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find_backbone(name: str, sha256: str) -> tuple[Tag, Path] | None:

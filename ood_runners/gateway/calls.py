@@ -17,6 +17,9 @@ from ood_runners.errors import DeadlineExceeded, OODError, Overloaded
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 Item = dict[str, Any]
 RETRY_PAUSES_S = (0.01, 0.1)
+KEY_PAUSE_S = 1.2
+SHUT_OUT_S = 5.0
+RESTART_S = 30.0  # a runner that broke a connection may take this long until it is up again and has caught up
 BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 _ERRORS = {kind.code: kind for kind in OODError.__subclasses__()}
 
@@ -40,7 +43,8 @@ class Runner:
         self.name = name
         self.elsewhere = elsewhere
         self._proxy = proxy.to_async
-        self._answered = time.monotonic()
+        self._answered = self._inferred = time.monotonic()
+        self._broke = self._shut_out = float("-inf")
 
     @property
     def silent_s(self) -> float:
@@ -50,21 +54,20 @@ class Runner:
     async def infer(self, items: Sequence[Item], deadline: float) -> list[Item | OODError]:
         """One answer an item, in order; an error in the place of an item that failed.
 
-        `deadline` is a time of ``time.monotonic()``. Raises Overloaded when the runner is away and
-        DeadlineExceeded when it is late.
+        `deadline` is a time of ``time.monotonic()``. Raises Overloaded when the runner is away or has others' work to
+        do until then, and DeadlineExceeded when this call alone takes too long.
         """
+        asked = time.monotonic()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 answers = await self._persist(list(items))
         except TimeoutError:
-            if await self.is_ready():
-                raise DeadlineExceeded(f"{self.name} did not answer within the request's deadline.") from None
-            raise self._away() from None
+            raise await self._late(asked) from None
         except BROKEN as error:
             raise self._away() from error
         except BentoMLException as error:
             raise self._translate(error) from error
-        self._answered = time.monotonic()
+        self._answered = self._inferred = time.monotonic()
         return [error_from_dict(answer["error"]) if "error" in answer else answer for answer in answers]
 
     async def _persist(self, items: list[Item]) -> list[Item]:
@@ -77,26 +80,49 @@ class Runner:
             try:
                 return list(await self._proxy.infer(items))
             except BROKEN as error:
+                self._broke = time.monotonic()
                 logger.info("%s: %r; tried again", self.name, error)
                 await asyncio.sleep(pause)
+            except BentoMLException as error:
+                if error.error_code != HTTPStatus.UNAUTHORIZED:
+                    raise
+                await asyncio.sleep(KEY_PAUSE_S)  # a new key of the file: the runner is about to read it as well
         return list(await self._proxy.infer(items))
+
+    async def _late(self, asked: float) -> OODError:
+        """Why a call that began at `asked` was not answered in time."""
+        if self._broke > asked - RESTART_S or not await self.is_ready():
+            return self._away()
+        if self._inferred > asked:
+            return self._busy()
+        return DeadlineExceeded(f"{self.name} did not answer within the request's deadline.")
+
+    def _busy(self) -> Overloaded:
+        return Overloaded(f"{self.name} has more to do than it can finish in time; send this again later.")
 
     def _away(self) -> Overloaded:
         return Overloaded(f"{self.name} is away; it is started again by itself, so send this again later.")
 
     def _translate(self, error: BentoMLException) -> OODError:
         if error.error_code == HTTPStatus.SERVICE_UNAVAILABLE:
-            return Overloaded(f"{self.name} has more to do than it can finish in time; send this again later.")
+            return self._busy()
         if error.error_code == HTTPStatus.GATEWAY_TIMEOUT:
             return DeadlineExceeded(f"{self.name} did not answer within the request's deadline.")
+        if error.error_code == HTTPStatus.UNAUTHORIZED:
+            self._shut_out = time.monotonic()
+            logger.error("%s does not accept this gateway's key: give both the same keys, the runner first.", self.name)
+            return Overloaded(f"{self.name} cannot be reached; send this again later.")
         logger.error("%s failed: %s", self.name, error)
         return OODError(f"{self.name} failed; its log says why.")
 
     async def is_ready(self, timeout: float = 1.0) -> bool:
         """Whether it has answered within `timeout` seconds, or answers its readiness probe within as many.
 
-        A runner under full load is late with its probe and is ready all the same.
+        A runner under full load is late with its probe and is ready all the same; one that did not accept this
+        gateway's key a moment ago is of no use, whatever its probe says.
         """
+        if time.monotonic() - self._shut_out < SHUT_OUT_S:
+            return False
         if self.silent_s < timeout:
             return True
         try:

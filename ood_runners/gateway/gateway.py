@@ -29,7 +29,8 @@ from ood_runners.telemetry import logs, metrics
 
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 Result = TypeVar("Result")
-PATIENCE = 0.8  # share of the deadline that a picture may spend waiting for those before it
+# Share of the deadline for what is on its way: a machine may become half as fast as it was, and nobody is late.
+PATIENCE = 0.5
 # The runners' deadline is earlier than the request's by this much, or by this share of a short one: time to find out
 # whether a late runner is away, and to judge.
 RESERVE_S, RESERVE = 1.2, 0.3
@@ -100,6 +101,10 @@ class Gateway:
         await self.versions.stop()
         self._pool.shutdown(wait=False)
 
+    def refusal(self) -> OODError | None:
+        """Why no request can be taken on now, whatever it holds; None where one can."""
+        return self._admission.refusal()
+
     async def is_ready(self) -> bool:
         """Whether the versions are warm and every runner answers."""
         if not self.versions.warm:
@@ -139,6 +144,7 @@ class Gateway:
                 async with asyncio.timeout(seconds):
                     served = await self.versions.get(ask.product, ask.version)
                     served.calibration.check_alpha(ask.alpha)
+                    place.weigh(served.picture_s)
                     with timing.stage("decode"):
                         decoded = await asyncio.gather(*(self._decode(data, served.size, keep) for data in files))
                     pictures = {row: one for row, one in enumerate(decoded) if isinstance(one, Picture)}

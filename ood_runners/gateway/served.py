@@ -35,6 +35,7 @@ class Served:
     golden : uint8 (h, w, 3), the picture that proves a loaded version
     golden_scores : raw score by detector that it had at fit time
     tolerance : how far, relatively, a score may be from that
+    picture_s : seconds that it takes here to score one picture, alone
     """
 
     product: str
@@ -48,6 +49,7 @@ class Served:
     golden: NDArray[np.uint8]
     golden_scores: Mapping[str, float]
     tolerance: float
+    picture_s: float = 0.0
 
     @cached_property
     def scales(self) -> Mapping[str, tuple[float, float]]:

@@ -12,7 +12,7 @@ import numpy as np
 from bentoml import Tag
 from numpy.typing import NDArray
 
-from ood_runners.artifacts import find_backbone, write_backbone
+from ood_runners.artifacts import exporting, find_backbone, write_backbone
 from ood_runners.artifacts.manifest import FeaturesEntry
 from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection, ProjectionFitter
 from ood_runners.features import Features
@@ -34,21 +34,25 @@ class StoredBackbone:
 
 
 def store_backbone(name: str, weights: Path | None, scratch: Path) -> StoredBackbone:
-    """Put the backbone into the store, unless the same weights are there already."""
+    """Put the backbone into the store, unless the same weights are there already.
+
+    Two exports of the same weights differ in their bytes, so of several first fits at once one exports and the others
+    find what it wrote.
+    """
     from ood_runners.backbones import export_backbone
     from ood_runners.backbones.weights import hash_state, load_weights
 
     state, _ = load_weights(name, weights)
-    found = find_backbone(name, hash_state(state))
-    if found is not None:
-        return StoredBackbone(BackboneInfo.load(found[1]), *found)
-    with TemporaryDirectory(dir=scratch) as folder:
-        info = export_backbone(name, weights, Path(folder))
-        tag = write_backbone(info, Path(folder))
-    stored = find_backbone(name, info.sha256)
-    if stored is None:
+    sha256 = hash_state(state)
+    with exporting(name):
+        found = find_backbone(name, sha256)
+        if found is None:
+            with TemporaryDirectory(dir=scratch) as folder:
+                tag = write_backbone(export_backbone(name, weights, Path(folder)), Path(folder))
+            found = find_backbone(name, sha256)
+    if found is None:
         raise RuntimeError(f"{tag} was written and is not found")
-    return StoredBackbone(info, *stored)
+    return StoredBackbone(BackboneInfo.load(found[1]), *found)
 
 
 def wanted_features(info: BackboneInfo, detectors: Sequence[str]) -> FeaturesEntry:

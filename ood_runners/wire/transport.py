@@ -7,20 +7,24 @@ A call then goes through BentoML's own batching, time-outs and tracing, whatever
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from _bentoml_impl import serde
 from _bentoml_impl.client import RemoteProxy
 from _bentoml_sdk.service.dependency import Dependency
-from bentoml import Service
+from bentoml import Service, server_context
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BadInput, BentoMLException
 
+from ood_runners.api.keys import KeyGuard, Keys, warn_if_open
 from ood_runners.errors import MalformedRequest
+from ood_runners.wire.credential import Credential
 from ood_runners.wire.frames import MEDIA_TYPE, decode, encode
 from ood_runners.wire.guard import OnlyFrames
 
 Runner = TypeVar("Runner")
+ENTRY = "entry_service"  # BentoML's name for the one service that a server was asked to serve
 
 
 class FrameSerde(serde.GenericSerde, serde.Serde):
@@ -31,8 +35,10 @@ class FrameSerde(serde.GenericSerde, serde.Serde):
     def serialize_model(self, model: Any) -> serde.Payload:
         """The one argument of a call, or its answer, as a frame."""
         data = model.model_dump()
-        [items] = [data] if isinstance(data, list) else data.values()
-        return serde.Payload((encode(items),))
+        if isinstance(data, list):  # an answer
+            return serde.Payload((encode(data),))
+        [items] = data.values()
+        return serde.Payload((encode(items),), _credential().headers())
 
     def deserialize_model(self, payload: serde.Payload, cls: Any) -> Any:
         """The model `cls` of a frame; BadInput (400) for a body that is none."""
@@ -44,11 +50,25 @@ class FrameSerde(serde.GenericSerde, serde.Serde):
         return cls.model_validate({names[0]: items} if names else items)
 
 
+@cache
+def _credential() -> Credential:
+    return Credential()
+
+
 def framed(runner: Service[Runner]) -> Service[Runner]:
-    """Have a runner read frames, and nothing else."""
+    """Have a runner read frames, and nothing else, of those only who have a key, where one is set."""
     cast("MutableMapping[str, Any]", serde.ALL_SERDE)[MEDIA_TYPE] = FrameSerde
     runner.add_asgi_middleware(OnlyFrames)  # type: ignore[arg-type]
+    keys = Keys.from_environment()
+    if keys is not None:
+        runner.add_asgi_middleware(KeyGuard, keys=keys)  # type: ignore[arg-type]
     return runner
+
+
+def warn_if_open_alone() -> None:
+    """Say loudly that a runner which is served alone can be reached from beyond this machine without a key."""
+    if server_context.service_type == ENTRY:
+        warn_if_open(Keys.from_environment())
 
 
 class _FramedDependency(Dependency[Runner]):

@@ -27,7 +27,7 @@ def always_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys_module, "LOOK_S", -1.0)
 
 
-def ask(keys: Keys, path: str = "/products", **headers: str) -> httpx.Response:
+def ask(keys: Keys, path: str = "/products", method: str = "GET", **headers: str) -> httpx.Response:
     async def view(request: Request) -> JSONResponse:
         return JSONResponse([name for name, _ in request.headers.items()])
 
@@ -35,7 +35,9 @@ def ask(keys: Keys, path: str = "/products", **headers: str) -> httpx.Response:
         routes = [Route(p, view) for p in ("/products", "/metrics", "/livez", "/readyz", "/static_content/a.js")]
         app = PlainErrors(KeyGuard(Starlette(routes=routes), keys))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
-            return await http.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            return await http.request(
+                method, path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+            )
 
     return asyncio.run(go())
 
@@ -85,6 +87,14 @@ def test_only_a_key_opens(headers: dict[str, str], status: int) -> None:
 )
 def test_what_is_open(path: str, status: int) -> None:
     assert ask(Keys(OLD), path).status_code == status
+
+
+def test_a_preflight_carries_no_key_and_gets_no_data() -> None:
+    def status(**headers: str) -> int:
+        return ask(Keys(OLD), "/products", "OPTIONS", **headers).status_code
+
+    assert status(access_control_request_method="POST", origin="https://a.example") == 405
+    assert status() == 401
 
 
 def test_an_unknown_path_is_an_error_in_our_shape() -> None:

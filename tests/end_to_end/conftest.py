@@ -131,12 +131,12 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 
 
 @contextmanager
-def serving(home: Path, log: Path, *arguments: str, target: str = ".") -> Iterator[Server]:
-    """A server of `target` on a free loopback port; its process group is gone when the block ends, however it ends."""
+def serving(home: Path, log: Path, *arguments: str, target: str = ".", host: str = "127.0.0.1") -> Iterator[Server]:
+    """A server of `target` on a free port; its process group is gone when the block ends, however it ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "bentoml", "serve", target, "--host", host]
     command += ["--port", str(port)]
     # Longer than its clients keep theirs, or a request may meet a connection that is just being closed.
     command += ["--timeout-keep-alive", "75"]
@@ -173,8 +173,8 @@ def server(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
     """Starts a server of a test's own: ``with serve(home, "products=parts:v1") as server``."""
 
-    def start(home: Path, *arguments: str, target: str = ".") -> AbstractContextManager[Server]:
-        return serving(home, tmp_path_factory.mktemp("server") / "log", *arguments, target=target)
+    def start(home: Path, *arguments: str, **options: str) -> AbstractContextManager[Server]:
+        return serving(home, tmp_path_factory.mktemp("server") / "log", *arguments, **options)
 
     return start
 

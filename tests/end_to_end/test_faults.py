@@ -7,17 +7,17 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.artifacts.samples import mounted
-from tests.end_to_end.traffic import Answer, in_progress, load, process_of, send
+from tests.end_to_end.traffic import Answer, in_progress, load, persistent, process_of
 
 DEADLINE_S, UPLOAD_S = 6, 2
 
@@ -66,8 +66,7 @@ def test_a_killed_runner_costs_at_most_what_was_on_its_way(faulty: Any, many: li
         noticed.append(seconds_until(faulty, 503, 2))
 
     answers = during(faulty, many, 32, kill)
-    # 504: of a runner that was there again when the deadline came, and had not got so far.
-    assert {answer.status for answer in answers} <= {200, 503, 504}, answers
+    assert {answer.status for answer in answers} <= {200, 503}, answers
     assert noticed
     assert max(answer.seconds for answer in answers) < DEADLINE_S + 2
     seconds_until(faulty, 200, 30)
@@ -84,9 +83,36 @@ def test_a_frozen_runner_keeps_nobody_past_the_deadline(faulty: Any, many: list[
         assert faulty.http.get("/livez").status_code == 200  # it is too soon to give it up
     finally:
         frozen.send_signal(signal.SIGCONT)
-    assert {answer.status for answer in answers} <= {503, 504}, answers
+    assert {answer.status for answer in answers} == {503}, answers
     assert max(answer.seconds for answer in answers) < DEADLINE_S + 2
     seconds_until(faulty, 200, 10)
+    all_succeed(faulty, many)
+
+
+@pytest.mark.slow
+def test_a_crowd_at_a_slow_machine_is_refused_and_nobody_is_late(faulty: Any, many: list[bytes]) -> None:
+    """A runner gets a tenth of a core: a picture takes many times what was measured when the service started."""
+    runner, ended = process_of(faulty, "ResNet50Runner"), threading.Event()
+
+    def slow_down() -> None:
+        while not ended.is_set():
+            runner.suspend()
+            time.sleep(0.09)
+            runner.resume()
+            time.sleep(0.01)
+
+    slowing = threading.Thread(target=slow_down)
+    slowing.start()
+    try:
+        asyncio.run(load(faulty.url, many, 8, 2))
+        answers = asyncio.run(load(faulty.url, many, 64, 64))
+        later, _ = asyncio.run(persistent(faulty.url, many, 40, 64))
+    finally:
+        ended.set()
+        slowing.join()
+    for statuses in (Counter(answer.status for answer in part) for part in (answers, later)):
+        print(statuses)
+        assert set(statuses) == {200, 503}
     all_succeed(faulty, many)
 
 
@@ -189,28 +215,10 @@ def test_a_store_that_becomes_read_only_goes_on_being_served(serve: Any, fitted:
 def test_the_rate_holds_while_the_rest_is_refused(serve: Any, fitted: Any, many: list[bytes]) -> None:
     places = 12
 
-    async def persistent(requests: int, clients: int) -> tuple[list[Answer], float]:
-        """As `load`, of clients who come back when they were told to; until `requests` are answered with 200."""
-        answers: list[Answer] = []
-        served = 0
-        start = time.monotonic()
-
-        async def client(http: httpx.AsyncClient) -> None:
-            nonlocal served
-            while served < requests:
-                answer = await send(http, many, len(answers))
-                answers.append(answer)
-                served += answer.status == 200
-                if answer.status == 503:
-                    await asyncio.sleep(float(answer.retry_after or "nan"))
-
-        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=httpx.Limits()) as http:
-            await asyncio.gather(*(client(http) for _ in range(clients)))
-        return answers, served / (time.monotonic() - start)
-
     with serve(fitted.home, f"max_pending={places}") as server:
-        calm, calm_rate = asyncio.run(persistent(150, places))
-        crowd, crowd_rate = asyncio.run(persistent(150, 6 * places))
+        asyncio.run(load(server.url, many, 60, places))
+        calm, calm_rate = asyncio.run(persistent(server.url, many, 300, places))
+        crowd, crowd_rate = asyncio.run(persistent(server.url, many, 300, 6 * places))
     assert {answer.status for answer in calm} == {200}
     refused = [answer.seconds for answer in crowd if answer.status == 503]
     taken = [answer.seconds for answer in crowd if answer.status == 200]
@@ -219,7 +227,8 @@ def test_the_rate_holds_while_the_rest_is_refused(serve: Any, fitted: Any, many:
         f"{calm_rate:.1f}/s, in a crowd {crowd_rate:.1f}/s; {len(refused)} refused after {told:.3f} s, not {waited:.3f}"
     )
     assert {answer.status for answer in crowd} == {200, 503}
-    assert len(refused) > len(taken) / 4
+    assert len(refused) > len(taken) / 8
     assert told < waited
-    # Refusing costs a little of the cores, and so do the clients, who share them.
-    assert crowd_rate > 0.4 * calm_rate
+    # Refusing costs a little, and the clients, who share the cores, as much.
+    assert crowd_rate > 0.75 * calm_rate
+    assert max(float(answer.retry_after) for answer in crowd if answer.retry_after) > 1

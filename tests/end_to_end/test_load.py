@@ -29,7 +29,7 @@ def test_more_than_can_be_served_is_refused_at_once(serve: Any, fitted: Any, man
         assert {answer.status for answer in answers} == {200, 503}
         refused = [answer for answer in answers if answer.status == 503]
         assert {answer.body["error"]["code"] for answer in refused} == {"overloaded"}
-        assert {answer.retry_after for answer in refused} == {"1"}
+        assert all(int(answer.retry_after or 0) >= 1 for answer in refused)
 
 
 def test_an_orderly_end_under_load(serve: Any, fitted: Any, many: list[bytes]) -> None:

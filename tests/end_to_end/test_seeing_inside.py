@@ -149,6 +149,14 @@ def test_nothing_but_probes_and_the_page_is_open(guarded: Any) -> None:
             answer = guarded.http.get(path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorised"), path
             assert answer.headers["www-authenticate"].startswith("Bearer")
+        # A browser asks first without a key, and learns nothing: no headers allow it to go on.
+        asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+        for path in ("/products", "/metrics", "/schema.json", "/docs.json", "/detect", "/nowhere", "/livez"):
+            answer = guarded.http.request("OPTIONS", path, headers=asked)
+            assert answer.status_code == (404 if path == "/nowhere" else 405), path
+            assert set(answer.json()) == {"error"}
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert guarded.http.request("OPTIONS", "/products").status_code == 401
         for size in (10, 20 * 2**20):  # the answer arrives whatever is being sent
             assert guarded.post("/detect", b"x" * size).status_code == 401
         assert guarded.http.get("/products", headers={"Authorization": f"Bearer {FIRST}"}).status_code == 200

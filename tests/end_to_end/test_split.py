@@ -24,6 +24,8 @@ ALONE = {
     "mahalanobis": "ood_runners.mahalanobis_runner:MahalanobisRunner",
 }
 PICKLE = "application/vnd.bentoml+pickle"
+FRAME = "application/vnd.ood-runners.frame"
+KEY = "key-of-the-split-0123456789"
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,14 @@ class Split:
 def split(serve: Any, fitted: Any) -> Iterator[Split]:
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
         patch.setenv("BENTOML_NO_UDS", "1")
+        patch.setenv("OOD_API_KEY", KEY)
         started = {name: serve(fitted.home, target=target) for name, target in ALONE.items()}
         runners = dict(zip(started, pool.map(stack.enter_context, started.values()), strict=True))
         urls = ",".join(f"{name}={runner.url}" for name, runner in runners.items())
-        yield Split(stack.enter_context(serve(fitted.home, f"runner_urls={urls}")), runners)
+        whole = Split(stack.enter_context(serve(fitted.home, f"runner_urls={urls}")), runners)
+        for one in (whole.gateway, *runners.values()):
+            one.http.headers["X-API-Key"] = KEY
+        yield whole
 
 
 def ports(server: Any) -> set[int]:
@@ -108,7 +114,7 @@ def test_no_port_reads_pickle(split: Split, tmp_path: Path) -> None:
     for port in doors:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
             routes = {"/", "/infer", "/livez", "/readyz", "/metrics", "/detect", "/detect_batch", "/heatmap", "/nosuch"}
-            schema = http.get("/schema.json")
+            schema = http.get("/schema.json", headers={"X-API-Key": KEY})
             assert schema.status_code == 200
             routes |= set(schema.json()["paths"])
             for route in sorted(routes):
@@ -125,8 +131,26 @@ def test_a_runners_port_reads_frames_only(split: Split) -> None:
         assert runner.http.post("/infer", json={"items": [{"pictures": [[[0, 0, 0]]]}]}).status_code == 415
         assert runner.http.post("/infer", files={"items": b"x"}).status_code == 415
         assert runner.http.post("/infer").status_code == 415
-        frame = {"content-type": "application/vnd.ood-runners.frame"}
+        frame = {"content-type": FRAME}
         assert runner.http.post("/infer", content=b"no frame", headers=frame).status_code == 400
+
+
+def test_every_port_asks_for_the_key(split: Split) -> None:
+    for port in {port for server in (split.gateway, *split.runners.values()) for port in ports(server)}:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+            for wrong in ({}, {"X-API-Key": KEY[:-1] + "x"}, {"Authorization": f"Bearer {KEY}x"}):
+                answer = http.post("/infer", content=b"no frame", headers={"content-type": FRAME} | wrong)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorised")
+                assert http.get("/metrics", headers=wrong).status_code == 401
+            assert http.get("/livez").status_code == 200
+    for server in (split.gateway, *split.runners.values()):
+        assert KEY not in server.log.read_text()
+        assert "EVERYBODY" not in server.log.read_text()
+
+
+def test_a_runner_that_is_open_to_others_says_so(serve: Any, fitted: Any) -> None:
+    with serve(fitted.home, target=ALONE["mahalanobis"], host="0.0.0.0") as runner:
+        assert runner.log.read_text().count("EVERYBODY MAY ASK") == 1
 
 
 def test_a_runner_that_is_away_is_named(split: Split, normal: bytes) -> None:

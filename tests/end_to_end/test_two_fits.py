@@ -39,3 +39,4 @@ def test_two_fits_of_one_product_at_once_are_two_sound_versions(tmp_path: Path) 
         moves = artifacts.history("bolts")
         assert [move.came_from for move in moves] == [None, *(move.to for move in moves[:-1])]
     assert list(home.glob("ood-staging/*")) == []
+    assert len(list(home.glob("models/ood-backbone-*/[0-9a-f]*"))) == 1  # neither fit found one there

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ood_runners import artifacts
+from tests.end_to_end.test_live_versions import store_of
 
 
 def test_an_empty_store_is_served_and_says_how_to_fill_it(
@@ -61,3 +65,11 @@ def test_pins_hold_whatever_is_in_production(serve: Any, fitted: Any, normal: by
         answer = server.post("/detect", normal, product="plain")
         assert answer.status_code == 404
         assert "pinned to parts" in answer.json()["error"]["message"]
+        with store_of(fitted.home):
+            for move in (lambda: artifacts.promote(f"parts:{fitted.second}"), lambda: artifacts.rollback("parts")):
+                move()
+                time.sleep(2.5)  # a service that is not pinned has taken it up by then
+                assert server.detect(normal)["version"] == fitted.second
+            assert artifacts.production("parts") == fitted.first
+        [line] = [one for one in server.http.get("/products").json()["products"] if one["product"] == "parts"]
+        assert line["version"] == line["production"] == fitted.second

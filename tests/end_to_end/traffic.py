@@ -6,10 +6,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-import httpx
+import aiohttp
 import psutil
+from urllib3 import encode_multipart_formdata
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,31 @@ class Answer:
     retry_after: str | None = None
 
 
-async def send(http: httpx.AsyncClient, pictures: Sequence[bytes], i: int) -> Answer:
+@cache
+def form_of(picture: bytes) -> tuple[bytes, str]:
+    """A form with a picture of the product "parts", and its media type; made once, for senders are to cost little."""
+    body, kind = encode_multipart_formdata({"image": ("a.jpg", picture), "product": "parts"})
+    return body, kind
+
+
+def clients_of(url: str) -> aiohttp.ClientSession:
+    """A client with as many connections as are wanted."""
+    return aiohttp.ClientSession(
+        url, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60, connect=60)
+    )
+
+
+async def send(http: aiohttp.ClientSession, pictures: Sequence[bytes], i: int) -> Answer:
     """Post one of `pictures` to the product "parts"."""
     start = time.monotonic()
-    files = {"image": ("a.jpg", pictures[i % len(pictures)])}
+    body, kind = form_of(pictures[i % len(pictures)])
     try:
-        answer = await http.post("/detect", files=files, data={"product": "parts"})
-    except httpx.TransportError as error:
+        async with http.post("/detect", data=body, headers={"Content-Type": kind}) as answer:
+            content = await answer.json()
+    except (aiohttp.ClientError, TimeoutError) as error:
         return Answer(0, repr(error), i % len(pictures), time.monotonic() - start)
     took, retry_after = time.monotonic() - start, answer.headers.get("retry-after")
-    return Answer(answer.status_code, answer.json(), i % len(pictures), took, retry_after)
+    return Answer(answer.status, content, i % len(pictures), took, retry_after)
 
 
 async def load(url: str, pictures: Sequence[bytes], requests: int, clients: int) -> list[Answer]:
@@ -40,19 +57,46 @@ async def load(url: str, pictures: Sequence[bytes], requests: int, clients: int)
     left = iter(range(requests))
     answers: list[Answer] = []
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: aiohttp.ClientSession) -> None:
         for i in left:
             answers.append(await send(http, pictures, i))
 
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+    async with clients_of(url) as http:
         await asyncio.gather(*(client(http) for _ in range(clients)))
     return answers
+
+
+async def persistent(url: str, pictures: Sequence[bytes], served: int, clients: int) -> tuple[list[Answer], float]:
+    """As `load`, of clients who come back when they were told to, until `served` are answered with 200; the rate."""
+    answers: list[Answer] = []
+    left = served
+    start = time.monotonic()
+    done = asyncio.Event()
+
+    async def client(http: aiohttp.ClientSession) -> None:
+        nonlocal left
+        while True:
+            answers.append(answer := await send(http, pictures, len(answers)))
+            left -= answer.status == 200
+            if left <= 0:
+                done.set()
+            if answer.status == 503:
+                await asyncio.sleep(float(answer.retry_after or "nan"))
+
+    async with clients_of(url) as http:
+        running = [asyncio.create_task(client(http)) for _ in range(clients)]
+        await done.wait()
+        seconds = time.monotonic() - start
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return answers, served / seconds
 
 
 async def paced(url: str, pictures: Sequence[bytes], a_second: float, until: asyncio.Event) -> list[Answer]:
     """`a_second` requests a second, whether or not those before are answered, until the event."""
     tasks: list[asyncio.Task[Answer]] = []
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as http:
+    async with clients_of(url) as http:
         start = time.monotonic()
         while not until.is_set():
             tasks.append(asyncio.create_task(send(http, pictures, len(tasks))))

@@ -14,6 +14,7 @@ from _bentoml_impl.client import RemoteProxy
 from aiohttp import web
 
 from ood_runners.errors import ArtifactError, DeadlineExceeded, OODError, Overloaded
+from ood_runners.gateway import calls
 from ood_runners.gateway.calls import Runner
 from ood_runners.wire.frames import MEDIA_TYPE, encode
 from ood_runners.wire.transport import framed
@@ -36,10 +37,11 @@ class Answers:
         self.value: list[dict[str, Any] | OODError] = []
         self.error: OODError | None = None
         self.asked = 0
+        self.ready: bool | None = None
 
 
-def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0) -> Answers:
-    """Call a runner whose n-th request is answered by ``handler(request, n)``."""
+def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0, others: int = 0) -> Answers:
+    """Call a runner whose n-th request is answered by ``handler(request, n)``; `others` more calls follow it."""
     result = Answers()
 
     async def infer(request: web.Request) -> web.StreamResponse:
@@ -61,12 +63,19 @@ def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0) -> Answe
         port = runner.addresses[0][1]
         Echo.inject_config()  # as BentoML does when it serves
         proxy: Any = RemoteProxy(f"tcp://127.0.0.1:{port}", service=Echo, media_type=MEDIA_TYPE)
+        echo, deadline = Runner("Echo", proxy), time.monotonic() + seconds
         try:
             async with proxy._async:
                 items = [{"tag": "a", "x": np.arange(3)}, {"tag": "a", "x": np.arange(3) + 1}]
-                result.value = await Runner("Echo", proxy).infer(items, time.monotonic() + seconds)
-        except OODError as error:
-            result.error = error
+                first = asyncio.create_task(echo.infer(items, deadline))
+                await asyncio.sleep(0.05 if others else 0)
+                for _ in range(others):
+                    await echo.infer(items, deadline)
+                try:
+                    result.value = await first
+                except OODError as error:
+                    result.error = error
+                result.ready = await echo.is_ready()
         finally:
             await runner.cleanup()
 
@@ -116,6 +125,24 @@ def test_a_late_runner_that_lives_is_past_the_deadline() -> None:
     assert isinstance(call(hang, seconds=1.2).error, DeadlineExceeded)
 
 
+def test_a_late_runner_that_broke_the_connection_before_was_away() -> None:
+    async def then_hang(request: web.Request, count: int) -> web.StreamResponse:
+        return await (drop if count == 1 else hang)(request, count)
+
+    error = call(then_hang, seconds=1.2).error
+    assert isinstance(error, Overloaded)
+    assert "away" in error.message
+
+
+def test_a_runner_that_is_late_because_of_others_is_overloaded() -> None:
+    async def others_first(request: web.Request, count: int) -> web.StreamResponse:
+        return await (hang if count == 1 else answer)(request, count)
+
+    error = call(others_first, seconds=1.2, others=1).error
+    assert isinstance(error, Overloaded)
+    assert "more to do" in error.message
+
+
 def test_a_late_runner_that_does_not_live_is_away() -> None:
     assert isinstance(call(hang, ready=False, seconds=1.2).error, Overloaded)
 
@@ -128,3 +155,25 @@ def test_a_runners_own_failures(status: int, kind: type[OODError]) -> None:
     result = call(fail)
     assert type(result.error) is kind
     assert result.asked == 1
+
+
+def test_a_key_that_a_runner_is_about_to_read_is_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "KEY_PAUSE_S", 0.01)
+
+    async def at_last(request: web.Request, count: int) -> web.StreamResponse:
+        return web.Response(status=401) if count == 1 else await answer(request, count)
+
+    result = call(at_last)
+    assert (result.error, result.asked, len(result.value)) == (None, 2, 2)
+
+
+def test_a_runner_with_other_keys_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "KEY_PAUSE_S", 0.01)
+
+    async def refuse(request: web.Request, _: int) -> web.StreamResponse:
+        return web.Response(status=401)
+
+    result = call(refuse)
+    assert isinstance(result.error, Overloaded)
+    assert result.ready is False
+    assert call(answer).ready is True
