@@ -35,11 +35,12 @@ def all_succeed(server: Any, pictures: Sequence[bytes], requests: int = 24) -> N
 
 
 def during(server: Any, pictures: Sequence[bytes], clients: int, fault: Any) -> list[Answer]:
-    """The answers to `clients` requests sent at once, with a fault in their midst."""
+    """The answers to `clients` clients who send without a pause, with a fault in their midst."""
 
     async def run() -> list[Answer]:
-        running = asyncio.create_task(load(server.url, pictures, clients, clients))
+        running = asyncio.create_task(load(server.url, pictures, 4 * clients, clients))
         while await asyncio.to_thread(in_progress, server) < clients / 2:
+            assert not running.done()
             await asyncio.sleep(0.01)
         await asyncio.to_thread(fault)
         return await running

@@ -36,8 +36,9 @@ def test_an_orderly_end_under_load(serve: Any, fitted: Any, many: list[bytes]) -
     with serve(fitted.home) as server:
 
         async def end() -> list[Answer]:
-            running = asyncio.create_task(load(server.url, many, 24, 24))
+            running = asyncio.create_task(load(server.url, many, 200, 24))
             while await asyncio.to_thread(in_progress, server) < 12:
+                assert not running.done()
                 await asyncio.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
             return await running
