@@ -57,12 +57,16 @@ def encode(picture: NDArray[np.uint8], form: str = "PNG") -> bytes:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A store: `first` is in production of the product "parts", `second` is not; "plain" has no map."""
+    """A store: `first` is in production of the product "parts", `second` is not; `plain`, of "plain", has no map.
+
+    The versions of "plain" cost little; `mapped` is not in production.
+    """
 
     home: Path
     first: str
     second: str
     plain: str
+    mapped: str
 
 
 @dataclass
@@ -127,7 +131,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     first = fit(folder, home, "parts")
     second = fit(folder, home, "parts", "--detectors", "memory_bank,softmax", "--seed", "1", "--no-promote")
     plain = fit(folder, home, "plain", "--detectors", "mahalanobis")
-    return Fitted(home, first, second, plain)
+    mapped = fit(folder, home, "plain", "--detectors", "memory_bank,mahalanobis", "--seed", "1", "--no-promote")
+    return Fitted(home, first, second, plain, mapped)
 
 
 @contextmanager

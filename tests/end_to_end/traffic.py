@@ -26,9 +26,9 @@ class Answer:
 
 
 @cache
-def form_of(picture: bytes) -> tuple[bytes, str]:
-    """A form with a picture of the product "parts", and its media type; made once, for senders are to cost little."""
-    body, kind = encode_multipart_formdata({"image": ("a.jpg", picture), "product": "parts"})
+def form_of(picture: bytes, product: str) -> tuple[bytes, str]:
+    """A form with a picture, and its media type; made once, for senders are to cost little."""
+    body, kind = encode_multipart_formdata({"image": ("a.jpg", picture), "product": product})
     return body, kind
 
 
@@ -39,10 +39,10 @@ def clients_of(url: str) -> aiohttp.ClientSession:
     )
 
 
-async def send(http: aiohttp.ClientSession, pictures: Sequence[bytes], i: int) -> Answer:
-    """Post one of `pictures` to the product "parts"."""
+async def send(http: aiohttp.ClientSession, pictures: Sequence[bytes], i: int, product: str = "parts") -> Answer:
+    """Post one of `pictures` to a product."""
     start = time.monotonic()
-    body, kind = form_of(pictures[i % len(pictures)])
+    body, kind = form_of(pictures[i % len(pictures)], product)
     try:
         async with http.post("/detect", data=body, headers={"Content-Type": kind}) as answer:
             content = await answer.json()
@@ -93,13 +93,15 @@ async def persistent(url: str, pictures: Sequence[bytes], served: int, clients: 
     return answers, served / seconds
 
 
-async def paced(url: str, pictures: Sequence[bytes], a_second: float, until: asyncio.Event) -> list[Answer]:
+async def paced(
+    url: str, pictures: Sequence[bytes], a_second: float, until: asyncio.Event, product: str
+) -> list[Answer]:
     """`a_second` requests a second, whether or not those before are answered, until the event."""
     tasks: list[asyncio.Task[Answer]] = []
     async with clients_of(url) as http:
         start = time.monotonic()
         while not until.is_set():
-            tasks.append(asyncio.create_task(send(http, pictures, len(tasks))))
+            tasks.append(asyncio.create_task(send(http, pictures, len(tasks), product)))
             await asyncio.sleep(max(0.0, start + len(tasks) / a_second - time.monotonic()))
         return list(await asyncio.gather(*tasks))
 
