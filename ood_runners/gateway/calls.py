@@ -39,12 +39,14 @@ class Runner:
     elsewhere : whether it is served alone, so that a new gateway would not bring it back
     """
 
+    # When it last answered a call, broke a connection, and did not accept the key.
+    _inferred = _broke = _shut_out = float("-inf")
+
     def __init__(self, name: str, proxy: Any, elsewhere: bool = False) -> None:
         self.name = name
         self.elsewhere = elsewhere
         self._proxy = proxy.to_async
-        self._answered = self._inferred = time.monotonic()
-        self._broke = self._shut_out = float("-inf")
+        self._answered = time.monotonic()
 
     @property
     def silent_s(self) -> float:
