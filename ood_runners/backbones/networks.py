@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ood_runners.backbones.spec import LOGITS, get_spec
+from ood_runners.backbones.spec import LOGITS, get_spec, head_weight
 
 STEM = "stem"
 
@@ -148,14 +148,6 @@ def build_network(name: str, n_classes: int = 1000) -> tuple[nn.Module, list[Sta
         return lite, lite.stages()
     network = _build_resnet(name, n_classes)
     return network, _resnet_stages(network)
-
-
-HEAD_WEIGHT = {"efficientnet_lite0": "_fc.weight"}
-
-
-def head_weight(name: str) -> str:
-    """The state-dict key of the classification head's matrix (k, c)."""
-    return HEAD_WEIGHT.get(name, "fc.weight")
 
 
 def count_classes(name: str, state: Mapping[str, Tensor]) -> int | None:

@@ -105,6 +105,14 @@ def get_spec(name: str) -> BackboneSpec:
     return BACKBONES[name]
 
 
+HEAD_WEIGHT = {"efficientnet_lite0": "_fc.weight"}
+
+
+def head_weight(name: str) -> str:
+    """The state-dict key of the classification head's matrix (k, c)."""
+    return HEAD_WEIGHT.get(name, "fc.weight")
+
+
 @dataclass(frozen=True)
 class BackboneInfo:
     """What an exported backbone is.

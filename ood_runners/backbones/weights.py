@@ -20,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ood_runners.backbones.networks import STEM, build_network, count_classes, head_weight
-from ood_runners.backbones.spec import BACKBONES, get_spec
+from ood_runners.backbones.networks import STEM, build_network, count_classes
+from ood_runners.backbones.spec import BACKBONES, get_spec, head_weight
 from ood_runners.errors import WeightsError
 
 OFFLINE = "efficientnet_lite0"

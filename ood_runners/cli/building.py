@@ -78,6 +78,16 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    head: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=(
+                "How softmax scores: msp, max_logit, energy, gen, vim, relative_mahalanobis, knn, react, scale; "
+                "or auto: several of them together."
+            ),
+        ),
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Same seed, same version.")] = 0,
     promote: Annotated[bool, typer.Option(help="Put the new version into production.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -106,6 +116,7 @@ def fit(
         alpha=alpha,
         size=pixels,
         detectors=[name.strip() for name in detectors.split(",")] if detectors else None,
+        head=head,
         seed=seed,
         promote=promote,
         device=device,

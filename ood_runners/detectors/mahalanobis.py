@@ -48,8 +48,13 @@ class Gaussian:
     floor: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, features: NDArray[np.float32], means: NDArray[np.float64] | None = None) -> Gaussian:
-        """Ledoit-Wolf estimate from (n, d); with `means` (n, d), of the deviations from each row's own mean."""
+    def fit(
+        cls, features: NDArray[np.float32], means: NDArray[np.float64] | None = None, *, rest: float | None = None
+    ) -> Gaussian:
+        """Ledoit-Wolf estimate from (n, d); with `means` (n, d), of the deviations from each row's own mean.
+
+        `rest` is the variance in the directions that the sample says nothing of, instead of the estimate's own.
+        """
         from sklearn.covariance import ledoit_wolf_shrinkage
 
         x = features.astype(np.float64)
@@ -65,7 +70,8 @@ class Gaussian:
         kept = variances > max(RELATIVE_RANK * float(variances.max()), np.finfo(np.float32).tiny)
         variances, basis = variances[kept], basis[:, kept]
         least = max(RELATIVE_FLOOR * float(np.mean(x**2)), 1e-12)
-        rest = max(shrinkage * float(np.mean(centred**2)), least)
+        if rest is None:
+            rest = max(shrinkage * float(np.mean(centred**2)), least)
         scale = 1 / np.sqrt((1 - shrinkage) * variances + rest)
         return cls(
             mean.astype(np.float32),
@@ -73,6 +79,11 @@ class Gaussian:
             scale.astype(np.float32),
             np.array([1 / np.sqrt(rest)], np.float32),
         )
+
+    @property
+    def rest(self) -> float:
+        """The variance in all directions outside the basis."""
+        return float(1 / self.floor[0] ** 2)
 
     def whiten(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Coordinates whose squared length is the squared Mahalanobis distance to the mean.
@@ -101,7 +112,8 @@ class Mahalanobis(Detector):
 
     With labels there is one mean a class and a covariance that the classes share; the score is the distance to
     the nearest class. Its relative form takes away the distance to one Gaussian of all pictures, which
-    removes what all classes have in common; it can be negative. Without labels the relative form has no
+    removes what all classes have in common; it can be negative. Outside the span of the fitted pictures both count
+    alike. Without labels the relative form has no
     meaning, and the score is the plain distance.
 
     Parameters
@@ -155,7 +167,8 @@ class Mahalanobis(Detector):
             self.class_means_[layer] = means.astype(np.float32)
             self.gaussians_[layer] = Gaussian.fit(x, means[rows])
             if self.relative:
-                self.backgrounds_[layer] = Gaussian.fit(x)
+                # With a larger floor, what is far from all classes would come out as the most normal.
+                self.backgrounds_[layer] = Gaussian.fit(x, rest=self.gaussians_[layer].rest)
         return self
 
     def score(self, features: Features) -> Scores:

@@ -108,7 +108,8 @@ class _Chunk:
         """The detectors that cost less than a hop."""
         for name, detector in self.served.local.items():
             with self.timing.stage(name):
-                scores = detector.score(Features.from_items(list(features.values())))
+                # In a thread: some heads multiply by megabytes, and other requests wait for this one's thread.
+                scores = await asyncio.to_thread(detector.score, Features.from_items(list(features.values())))
             for i, row in enumerate(features):
                 self.found[row][name] = scores[i : i + 1]
 

@@ -58,12 +58,16 @@ def store_backbone(name: str, weights: Path | None, scratch: Path) -> StoredBack
 def wanted_features(info: BackboneInfo, detectors: Sequence[str]) -> FeaturesEntry:
     """What the backbone has to compute for these detectors, of what its weights reach."""
     spec = info.spec
-    pooled = [layer for layer in spec.pooled_layers if layer in info.layers]
+    looked_at: tuple[str, ...] = ()
+    if "mahalanobis" in detectors:
+        looked_at = spec.pooled_layers
+    elif "softmax" in detectors:
+        looked_at = (spec.embedding,)
     return FeaturesEntry(
         patch_layers=[layer for layer in spec.patch_layers if layer in info.layers]
         if "memory_bank" in detectors
         else [],
-        pooled_layers=pooled if {"mahalanobis", "softmax"} & set(detectors) else [],
+        pooled_layers=[layer for layer in looked_at if layer in info.layers],
         logits="softmax" in detectors and info.has_logits,
         neighbourhood=NEIGHBOURHOOD,
     )

@@ -19,9 +19,12 @@ from ood_runners.artifacts import promote as promote_version
 from ood_runners.artifacts.manifest import FeaturesEntry
 from ood_runners.artifacts.store import VersionWriter, open_writer
 from ood_runners.backbones import FeatureNetwork, Projection
+from ood_runners.backbones.classifier import read_classifier
 from ood_runners.calibration import Calibration, certificate, needed_for
 from ood_runners.calibration.weights import fusion_weights, knows_pictures
-from ood_runners.detectors import DETECTORS, Detector, MemoryBank, Vae
+from ood_runners.detectors import DETECTORS, Detector, MemoryBank, Softmax, Vae
+from ood_runners.detectors.heads import HEADS, Linear
+from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
 from ood_runners.pipeline import CALIBRATION, GOLDEN, PIXEL_DETECTORS, PROJECTION, Product, place
@@ -55,6 +58,7 @@ def fit(
     alpha: float = 0.01,
     size: tuple[int, int] = (224, 224),
     detectors: Sequence[str] | None = None,
+    head: str = AUTO,
     seed: int = 0,
     promote: bool = True,
     device: str = "auto",
@@ -70,6 +74,7 @@ def fit(
     alpha : the false-alarm rate; where there are too few pictures to decide at it, the smallest that can be
     size : height and width, in pixels, that pictures are resized to
     detectors : names from `detectors.DETECTORS`; None fits all that the weights allow
+    head : of the softmax detector; a name of `detectors.heads.HEADS`, or "auto": several of them together
     promote : put the version into production
     device : "auto", "cpu" or "cuda"
 
@@ -80,7 +85,7 @@ def fit(
     """
     progress = progress or SilentProgress()
     check_product(product)
-    names = _check(detectors, alpha)
+    names = _check(detectors, alpha, head)
     dataset = discover(folder)
     check_writable()
     started = time.monotonic()
@@ -91,7 +96,7 @@ def fit(
             stored_backbone = store_backbone(backbone, weights, scratch)
             stage.advance(note=stored_backbone.info.origin)
         names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
-        fitting = _Fitting(dataset, pictures, stored_backbone, names, size, alpha, seed, device, progress)
+        fitting = _Fitting(dataset, pictures, stored_backbone, names, head, size, alpha, seed, device, progress)
         fitted = fitting.run(scratch)
         with open_writer(product) as writer:
             manifest = fitting.write(writer, product, fitted, notes, started)
@@ -121,6 +126,7 @@ class _Fitting:
     training: TrainingPictures
     backbone: StoredBackbone
     names: Sequence[str]
+    head: str
     size: tuple[int, int]
     alpha: float
     seed: int
@@ -171,6 +177,10 @@ class _Fitting:
     ) -> tuple[Detector, Scores]:
         detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": self.seed}))
         place(detector, self.device, None)
+        if isinstance(detector, Softmax):
+            detector.head = self.head
+            if (layer := read_classifier(self.backbone.path)) is not None:
+                detector.classifier = Linear(*layer)
         folds = _folds(len(features), FOLDS_OF.get(name, FOLDS), labels, rng)
         with self.progress.stage(name, total=detector.size if isinstance(detector, MemoryBank) else None) as stage:
             if isinstance(detector, MemoryBank):
@@ -270,13 +280,15 @@ class _Clock:
         self._seconds[stage], self._last = now - self._last, now
 
 
-def _check(detectors: Sequence[str] | None, alpha: float) -> list[str]:
+def _check(detectors: Sequence[str] | None, alpha: float, head: str) -> list[str]:
     if not 0 < alpha < 1:
         raise BadParameter(f"alpha is a false-alarm rate between 0 and 1, not {alpha:g}.")
     names = list(DETECTORS) if detectors is None else list(dict.fromkeys(detectors))
     unknown = [name for name in names if name not in DETECTORS]
     if unknown or not names:
         raise BadParameter(f"There is no detector {', '.join(unknown) or 'given'}; choose of {', '.join(DETECTORS)}.")
+    if head not in (AUTO, *HEADS):
+        raise BadParameter(f"There is no head {head}; choose {AUTO}, or one of {', '.join(HEADS)}.")
     return names
 
 

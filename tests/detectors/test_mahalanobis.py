@@ -65,11 +65,17 @@ def test_classes_share_a_covariance_and_the_nearest_counts(relative: bool) -> No
         wide, asked = x.astype(np.float64), queries.pooled[name].astype(np.float64)
         means = np.stack([wide[labels == c].mean(axis=0) for c in range(3)])
         shared = LedoitWolf(assume_centered=True).fit(wide - means[labels])
-        background = LedoitWolf().fit(wide)
+        centred = wide - wide.mean(axis=0)
+        shrinkage = LedoitWolf().fit(wide).shrinkage_
+        # The background ends in the floor that the classes' covariance has.
+        floor = shared.shrinkage_ * np.mean((wide - means[labels]) ** 2)
+        background = (1 - shrinkage) * centred.T @ centred / len(wide) + floor * np.eye(wide.shape[1])
         for c in range(3):
             expected[:, c] += shared.mahalanobis(asked - means[c]) / x.shape[1] / 2
         if relative:
-            expected -= background.mahalanobis(asked)[:, None] / x.shape[1] / 2
+            off = asked - wide.mean(axis=0)
+            squared = np.einsum("nd,de,ne->n", off, np.linalg.inv(background), off)
+            expected -= squared[:, None] / x.shape[1] / 2
     scores = Mahalanobis(relative=relative).fit(features, labels).score(queries)
     np.testing.assert_allclose(scores.image, expected.min(axis=1), rtol=1e-3, atol=1e-4)
     assert scores.predicted is not None and scores.predicted.tolist() == truth.tolist()
@@ -179,3 +185,17 @@ def test_refuses_what_is_not_finite(bad: float) -> None:
     for call in (detector.score, Mahalanobis().fit):
         with pytest.raises(DataError, match="pooled features of layer2 hold a NaN or an infinity"):
             call(features)
+
+
+def test_what_is_far_from_all_pictures_is_strange_in_the_relative_form() -> None:
+    """With a floor of its own for each covariance, fewer pictures than features made it the most normal."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 4
+    centres = np.random.default_rng(1).normal(size=(4, 100)) * 2
+
+    def pictures(n: int) -> Features:
+        return Features(pooled={"layer4": (centres[np.arange(n) % 4] + rng.normal(size=(n, 100))).astype(np.float32)})
+
+    detector = Mahalanobis(relative=True).fit(pictures(40), labels)
+    far = Features(pooled={"layer4": (rng.normal(size=(40, 100)) * 3).astype(np.float32)})
+    assert np.median(detector.score(far).image) > np.median(detector.score(pictures(40)).image)

@@ -1,12 +1,15 @@
-"""Energy and maximum softmax probability against SciPy, and the fitted head against scikit-learn."""
+"""The detector that chooses, standardises and stores heads; the fitted final layer against scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
+from ood_runners.detectors.base import Probes
+from ood_runners.detectors.heads import HEADS, Linear
+from ood_runners.detectors.heads.fusion import FITTED, TRAINED
 from ood_runners.detectors.softmax import INVERSE_REGULARISATION, Softmax
 from ood_runners.errors import ArtifactError, BadParameter, DataError
 from ood_runners.features import Features, Scores
@@ -25,36 +28,11 @@ def classes(k: int = 3, n: int = 15, seed: int = 0) -> tuple[Features, np.ndarra
     return Features(pooled={"layer4": deep, "layer1": rng.normal(size=(k * n, 8)).astype(np.float32)}), labels
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0])
-def test_energy_equals_scipy(temperature: float) -> None:
-    features = with_logits()
-    scores = Softmax(temperature=temperature).fit(features).score(features)
-    wide = features.logits.astype(np.float64)
-    np.testing.assert_allclose(scores.image, -temperature * logsumexp(wide / temperature, axis=1), rtol=1e-5)
-    np.testing.assert_array_equal(scores.predicted, wide.argmax(axis=1))
-    assert scores.image.dtype == np.float32
-
-
-def test_msp_equals_scipy() -> None:
-    features = with_logits()
-    scores = Softmax(score="msp").fit(features).score(features)
-    expected = 1 - softmax(features.logits.astype(np.float64), axis=1).max(axis=1)
-    np.testing.assert_allclose(scores.image, expected, rtol=1e-4, atol=1e-12)
-
-
-@pytest.mark.parametrize("score", ["energy", "msp"])
-def test_less_confidence_is_stranger_and_extremes_stay_ordered(score: str) -> None:
-    top = np.array([1000, 80, 40, 20, 5, 1, 0], np.float32)  # 1 - p rounds to 0 in float32 from 17 on
-    features = Features(logits=np.stack([top, np.zeros(7, np.float32), np.zeros(7, np.float32)], axis=1))
-    image = Softmax(score=score).fit(features).score(features).image
-    assert np.isfinite(image).all() and (np.diff(image) > 0).all()
-
-
 @pytest.mark.parametrize("k", [2, 4])
 def test_head_equals_scikit_learn(k: int) -> None:
     features, labels = classes(k)
     queries, truth = classes(k, seed=5)
-    detector = Softmax(score="msp").fit(features, labels)
+    detector = Softmax(head="msp").fit(features, labels)
     x = features.pooled["layer4"].astype(np.float64)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     model = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000).fit((x - mean) / deviation, labels)
@@ -69,7 +47,7 @@ def test_head_is_preferred_over_the_networks_own_logits() -> None:
     features, labels = classes()
     both = Features(pooled=features.pooled, logits=with_logits(len(features)).logits)
     detector = Softmax(layer="layer1").fit(both, labels)
-    assert detector.layer_ == "layer1" and detector.weight_.shape == (8, 3)
+    assert detector.layer_ == "layer1" and detector.linear_ is not None and detector.linear_.weight.shape == (3, 8)
     np.testing.assert_array_equal(detector.score(both).image, detector.score(features).image)
 
 
@@ -81,24 +59,96 @@ def test_predicted_is_the_label_even_when_some_are_missing() -> None:
     assert (predicted == labels[kept]).mean() > 0.95
 
 
+def own_network(n: int = 45, seed: int = 0) -> tuple[Features, Linear]:
+    """Features whose logits are those of a final layer that is known."""
+    pooled = np.abs(classes(n=n // 3, seed=seed)[0].pooled["layer4"])
+    rng = np.random.default_rng(5)
+    layer = Linear(rng.normal(size=(7, 32)).astype(np.float32), rng.normal(size=7).astype(np.float32))
+    return Features(pooled={"layer2": pooled[:, :4], "layer4": pooled}, logits=layer(pooled)), layer
+
+
+def fitted(head: str, labelled: bool) -> tuple[Softmax, Features]:
+    if labelled:
+        features, labels = classes()
+        return Softmax(head=head).fit(features, labels), features
+    features, layer = own_network()
+    detector = Softmax(head=head)
+    detector.classifier = layer
+    return detector.fit(features), features
+
+
 @pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("score", ["energy", "msp"])
-def test_a_batch_equals_its_pictures_one_by_one_and_a_round_trip(score: str, labelled: bool) -> None:
-    features, labels = classes()
-    features = Features(pooled=features.pooled, logits=with_logits(len(features)).logits)
-    detector = Softmax(score=score, temperature=2.0).fit(features, labels if labelled else None)
+@pytest.mark.parametrize("head", ["auto", *HEADS])
+def test_a_batch_equals_its_pictures_one_by_one_and_a_round_trip(head: str, labelled: bool) -> None:
+    detector, features = fitted(head, labelled)
     whole = detector.score(features)
     singles = Scores.concatenate([detector.score(features[i : i + 1]) for i in range(len(features))])
-    np.testing.assert_allclose(whole.image, singles.image, rtol=1e-4, atol=1e-6)
-    loaded = Softmax.from_arrays(detector.to_arrays(), detector.params())
-    np.testing.assert_array_equal(loaded.score(features).image, whole.image)
+    np.testing.assert_allclose(whole.image, singles.image, rtol=1e-3, atol=1e-4)
+    arrays = dict(sorted(detector.to_arrays().items()))  # a file keeps no order
+    loaded = Softmax.from_arrays(arrays, detector.params())
+    np.testing.assert_allclose(loaded.score(features).image, whole.image, rtol=1e-6)
     np.testing.assert_array_equal(loaded.score(features).predicted, whole.predicted)
-    assert loaded.params() == detector.params()
+    assert loaded.params() == detector.params() and loaded.classifier is None
+
+
+def test_auto_follows_where_the_final_layer_comes_from() -> None:
+    own, features = fitted("auto", labelled=False)
+    assert tuple(own.heads_) == TRAINED and own.layer_ == "layer4"
+    assert tuple(fitted("auto", labelled=True)[0].heads_) == FITTED
+    one = fitted("energy", labelled=False)[0]
+    assert one.layer_ is None and features.logits is not None
+    np.testing.assert_allclose(one.score(features).image, -np.logaddexp.reduce(features.logits, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_held_out_scores_look_like_those_of_new_pictures(labelled: bool) -> None:
+    detector, features = fitted("auto", labelled)
+    labels = np.arange(len(features)) % 3 if labelled else None
+    rng = np.random.default_rng(0)
+    held_out = detector.fit_held_out(features, rng.permutation(len(features)) % 5, labels)
+    new = classes(n=100, seed=9)[0] if labelled else own_network(n=300, seed=9)[0]
+    fresh = detector.score(new).image
+    share = (fresh[:, None] > held_out.image[None, :]).mean()  # 1/2 if they are alike; seen pictures score lower
+    assert 0.4 < share < 0.6
+    assert held_out.predicted is not None and len(held_out) == len(features)
+
+
+def test_a_held_out_score_leaves_out_the_picture_itself() -> None:
+    """A head alone gives the score of a detector fitted without the fold; probes those of their origin's fold."""
+    features, labels = classes()
+    folds, origin = np.arange(len(features)) % 3, np.array([4, 0, 5])
+    made = classes(seed=3)[0][:3]
+    scores = Softmax(head="knn").fit_held_out(features, folds, labels, probes=Probes(made, origin))
+    plain = Softmax(head="knn").fit_held_out(features, folds, labels)
+    np.testing.assert_array_equal(scores.image[: len(features)], plain.image)
+    for fold in range(3):
+        rest = Softmax(head="knn").fit(features[folds != fold], labels[folds != fold])
+        np.testing.assert_allclose(plain.image[folds == fold], rest.score(features[folds == fold]).image, rtol=1e-5)
+        mine = folds[origin] == fold
+        np.testing.assert_allclose(scores.image[len(features) :][mine], rest.score(made[mine]).image, rtol=1e-5)
+
+
+def test_confidence_far_from_all_pictures_does_not_count_as_normal() -> None:
+    """A layer fitted on pictures of one kind is surest of what is furthest away; the default is not."""
+    features, labels = classes(n=40)
+    normal = classes(n=40, seed=2)[0]
+    far = Features(pooled={name: 30 * x for name, x in normal.pooled.items()})
+    turned = Features(pooled={"layer4": np.roll(far.pooled["layer4"], 5, axis=1), "layer1": far.pooled["layer1"]})
+    energy = Softmax(head="energy").fit(features, labels)
+    assert np.median(energy.score(turned).image) < energy.score(normal).image.min()
+    both = Softmax().fit(features, labels)
+    assert both.score(turned).image.min() > np.quantile(both.score(normal).image, 0.95)
+
+
+def test_the_number_of_kept_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ood_runners.detectors.softmax.STATISTICS", 20)
+    features, labels = classes()
+    assert Softmax(head="knn").fit(features, labels).to_arrays()["head.knn.bank"].shape == (20, 32)
 
 
 def test_float16_is_upcast() -> None:
     logits = np.array([[30000, 0], [20, 0]], np.float16)
-    image = Softmax().fit(Features(logits=logits)).score(Features(logits=logits)).image
+    image = Softmax(head="energy").fit(Features(logits=logits)).score(Features(logits=logits)).image
     np.testing.assert_allclose(image, [-30000, -20], rtol=1e-6)
 
 
@@ -110,21 +160,25 @@ def test_says_what_does_not_fit() -> None:
         Softmax().fit(features, np.zeros_like(labels))
     with pytest.raises(DataError, match="needs pooled features"):
         Softmax().fit(with_logits(), np.arange(30) % 2)
-    with pytest.raises(BadParameter, match="'energy' or 'msp', not 'entropy'"):
-        Softmax(score="entropy").fit(with_logits())
-    with pytest.raises(BadParameter, match="above 0"):
-        Softmax(temperature=0).fit(with_logits())
+    with pytest.raises(BadParameter, match="no head 'entropy'; choose auto, or one of msp,"):
+        Softmax(head="entropy").fit(with_logits())
+    with pytest.raises(DataError, match="needs the weights of the classifier's final layer"):
+        Softmax(head="react").fit(own_network()[0])
     with pytest.raises(DataError, match="fitted on 12 logits; there are: 5"):
-        Softmax().fit(with_logits()).score(with_logits(k=5))
+        Softmax(head="msp").fit(with_logits()).score(with_logits(k=5))
     with pytest.raises(DataError, match="no pooled features of 'layer4'"):
         Softmax().fit(features, labels).score(with_logits())
-    with pytest.raises(ArtifactError, match="which classes"):
-        Softmax.from_arrays({}, {})
+    with pytest.raises(ArtifactError, match="which classes or which heads"):
+        Softmax.from_arrays({"classes": np.arange(3)}, {"score": "energy", "temperature": 1.0})
+    arrays = Softmax(head="knn").fit(features, labels).to_arrays()
+    del arrays["bias"]
+    with pytest.raises(ArtifactError, match="without a bias"):
+        Softmax.from_arrays(arrays, {})
 
 
 def test_refuses_what_is_not_finite() -> None:
     features = with_logits()
-    detector = Softmax().fit(features)
+    detector = Softmax(head="msp").fit(features)
     features.logits[0, 0] = np.nan
     with pytest.raises(DataError, match="logits hold a NaN or an infinity"):
         detector.score(features)

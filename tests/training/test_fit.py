@@ -100,6 +100,31 @@ def test_all_four_detectors_and_the_named_class(bento_home, tmp_path):
     assert product.classes[product.judge(picture[None])[0].predicted] == "fine"
 
 
+@pytest.mark.parametrize("head", ["auto", "react"])
+def test_heads_on_the_networks_own_final_layer(bento_home, folder, head):
+    """The layer is read from the stored weights, and none of its readers needs more than one pooled layer."""
+    result = fit(
+        folder, product="stripes", backbone=BACKBONE, size=(64, 64), detectors=["softmax"], head=head, alpha=0.1
+    )
+    assert result.manifest.detectors["softmax"].params["head"] == head
+    assert result.manifest.features.pooled_layers == ["head"] and result.manifest.features.logits
+    stored = read_version("stripes")
+    assert "head.react.weight" in stored.arrays("softmax") or head == "auto"
+    product = Product.open(stored)
+    normal, noise = product.judge(
+        np.stack(
+            [images.resize(stripes(500), (64, 64)), np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)]
+        )
+    )
+    assert np.isfinite(noise.score) and normal.score != noise.score
+    assert product.classes[normal.predicted]
+
+
+def test_a_head_that_does_not_exist_is_refused_before_any_work(bento_home, folder):
+    with pytest.raises(BadParameter, match="no head entropy; choose auto, or one of msp"):
+        fit(folder, product="stripes", backbone=BACKBONE, head="entropy")
+
+
 def test_broken_files_are_skipped_and_listed(bento_home, folder):
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("no picture")
