@@ -18,6 +18,7 @@ logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when 
 Item = dict[str, Any]
 RETRY_PAUSES_S = (0.01, 0.1)
 KEY_PAUSE_S = 1.2
+LATE_PROBE_S = 0.5  # the gateway's reserve behind a runner's deadline has room for it, many at once
 SHUT_OUT_S = 5.0
 RESTART_S = 30.0  # a runner that broke a connection may take this long until it is up again and has caught up
 BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
@@ -93,7 +94,7 @@ class Runner:
 
     async def _late(self, asked: float) -> OODError:
         """Why a call that began at `asked` was not answered in time."""
-        if self._broke > asked - RESTART_S or not await self.is_ready():
+        if self._broke > asked - RESTART_S or not await self.is_ready(LATE_PROBE_S):
             return self._away()
         if self._inferred > asked:
             return self._busy()

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 PATIENCE = 0.5
 # The runners' deadline is earlier than the request's by this much, or by this share of a short one: time to find out
 # whether a late runner is away, and to judge.
-RESERVE_S, RESERVE = 1.2, 0.3
+RESERVE_S, RESERVE = 2.0, 0.3
 SILENT_S = 60.0
 DECODERS = 4  # pictures decoded at once, at most: a large one takes several hundred megabytes
 

@@ -206,8 +206,10 @@ class Versions:
                 served = await asyncio.to_thread(load, product, version)
                 await self._prove(served)
                 before = self._opened.get((product, self._serving.get(product, "")))
-                # Once more, now that all is loaded, to see how long it takes; not where requests are on their way.
-                seconds = await self._prove(served) if before is None else before.picture_s
+                if before is not None and before.size == served.size:  # requests are on their way: no time to measure
+                    seconds = before.picture_s
+                else:
+                    seconds = await self._prove(served)  # once more, now that all is loaded
                 self._opened[key] = replace(served, picture_s=seconds)
                 while len(self._opened) > KEPT:
                     old, _ = self._opened.popitem(last=False)
