@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 # whose small surprises to believe. Patches see small defects that the pooled detectors cannot.
 INSPECTION = {"memory_bank": 1.0, "mahalanobis": 0.5, "vae": 0.3, "softmax": 0.02}
 # Pictures of many kinds: no patch of a new one is expected to have been seen, and what it shows is what counts.
-CATEGORIES = {"memory_bank": 0.1, "mahalanobis": 0.5, "vae": 0.02, "softmax": 1.0}
+CATEGORIES = {"memory_bank": 0.02, "mahalanobis": 0.1, "vae": 0.02, "softmax": 1.0}
+# With class folders Mahalanobis has a mean for each, and sees more than one Gaussian of everything.
+FOLDERS = CATEGORIES | {"mahalanobis": 0.5}
 MIN_CONFIDENCE = 0.5
 MIN_CATEGORIES = 10
 
@@ -30,10 +32,10 @@ def knows_pictures(logits: NDArray[np.floating] | None) -> bool:
     return bool(np.median(confidence) >= MIN_CONFIDENCE and 1.0 / np.sum(shares**2) >= MIN_CATEGORIES)
 
 
-def fusion_weights(names: Iterable[str], *, categories: bool) -> dict[str, float]:
+def fusion_weights(names: Iterable[str], *, folders: bool, categories: bool) -> dict[str, float]:
     """The weight of each detector in `names`, in their order.
 
-    `categories` says that the pictures are of many kinds: class folders, or a head that `knows_pictures`.
+    `folders` says that the pictures came in class folders, `categories` that a head `knows_pictures`.
     """
-    table = CATEGORIES if categories else INSPECTION
+    table = FOLDERS if folders else CATEGORIES if categories else INSPECTION
     return {name: table[name] for name in names}

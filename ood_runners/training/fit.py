@@ -164,9 +164,10 @@ class _Fitting:
         for name in self.names:
             detectors[name], held_out[name] = self._fit_detector(name, features, labels, rng)
             clock(name)
-        categories = bool(self.dataset.classes) or knows_pictures(features.logits)
         with self.progress.stage("calibration", total=1) as stage:
-            fusion = fusion_weights(self.names, categories=categories)
+            fusion = fusion_weights(
+                self.names, folders=bool(self.dataset.classes), categories=knows_pictures(features.logits)
+            )
             calibration = Calibration.fit(held_out, fusion, self.size, self.alpha)
             stage.advance()
         clock("calibration")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ood_runners.calibration import Calibration
-from ood_runners.calibration.weights import CATEGORIES, INSPECTION, fusion_weights, knows_pictures
+from ood_runners.calibration.weights import CATEGORIES, FOLDERS, INSPECTION, fusion_weights, knows_pictures
 from ood_runners.errors import BadParameter
 from ood_runners.features import Scores
 
@@ -108,5 +108,10 @@ def test_a_head_counts_only_where_it_knows_the_pictures():
     assert not knows_pictures(np.eye(100)[np.zeros(200, int)] * 20)  # sure, but of one class
     assert not knows_pictures(rng.normal(size=(200, 100)))  # many, but unsure
     assert not knows_pictures(None)
-    assert fusion_weights(["softmax"], categories=True) == {"softmax": CATEGORIES["softmax"]}
-    assert fusion_weights(["vae"], categories=False) == {"vae": INSPECTION["vae"]}
+    assert fusion_weights(["vae"], folders=False, categories=False) == {"vae": INSPECTION["vae"]}
+    assert fusion_weights(["softmax"], folders=False, categories=True) == {"softmax": CATEGORIES["softmax"]}
+    # Class folders decide, whatever a network makes of the pictures.
+    for knows in (False, True):
+        weights = fusion_weights(["mahalanobis", "softmax"], folders=True, categories=knows)
+        assert weights == {"mahalanobis": FOLDERS["mahalanobis"], "softmax": FOLDERS["softmax"]}
+    assert FOLDERS["mahalanobis"] > CATEGORIES["mahalanobis"]
