@@ -13,3 +13,5 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 # runners do, each then burns the time that the others need: training the vae beside one other process on two cores
 # went from 60 s to 3 s an epoch with this, and from 2.3 s to 2.6 s alone. Must be set before torch or faiss load.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# NumPy's BLAS likewise: small products beside other work took half the time with threads that go to sleep at once.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")

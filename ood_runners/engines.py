@@ -17,7 +17,7 @@ from ood_runners.backbones.runtime import FeatureNetwork, choose_device
 from ood_runners.detectors.base import Detector
 from ood_runners.errors import OODError
 from ood_runners.features import Features, Scores
-from ood_runners.pipeline import load_detector, load_network
+from ood_runners.pipeline import INT8, load_detector, load_network
 from ood_runners.telemetry import logs, metrics, tracing
 from ood_runners.telemetry.requests import working_for
 
@@ -135,7 +135,8 @@ def feature_engine(device: str, budget: int, max_batch: int) -> FeatureEngine:
 
     def load(tag: str) -> Network:
         stored = read_version(tag)
-        weights = sum(file.stat().st_size for file in stored.backbone_path.glob("*.bin"))
+        folder = stored.path if stored.manifest.backbone.precision == INT8 else stored.backbone_path
+        weights = sum(file.stat().st_size for file in folder.glob("*.bin"))
         network = load_network(stored, device)
         return Network(network, _memory(weights, network.size, max_batch))
 

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from ood_runners import images
 from ood_runners.artifacts import Manifest, Stored
 from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection
+from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.calibration import Calibration, Judgement
 from ood_runners.detectors import DETECTORS, Detector
 from ood_runners.errors import ArtifactError
 from ood_runners.features import Features, Scores
 
 CALIBRATION, PROJECTION, GOLDEN = "calibration", "projection", "golden.png"
+INT8 = "int8"  # a precision of the backbone; its graph is in the version
 PIXEL_DETECTORS = frozenset({"vae"})  # look at pictures, not at the backbone's features
 
 
@@ -36,6 +38,7 @@ def load_network(stored: Stored, device: str = "auto", threads: int | None = Non
         neighbourhood=manifest.features.neighbourhood,
         device=device,
         threads=threads,
+        graph=stored.path / GRAPH_FILE if manifest.backbone.precision == INT8 else None,
     )
 
 

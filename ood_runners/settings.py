@@ -15,6 +15,10 @@ from urllib.parse import urlsplit
 import bentoml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+# A server's large products run in OpenVINO. What NumPy's BLAS gets is small, and its threads cost more than they give
+# where several processes share the cores. Read by the processes that BentoML starts from the one that reads this.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # The client of a dependency closes its session, with the requests in flight, after 100 requests or 300 s
 # unless told otherwise; a broken connection is noticed and replaced without that.
 RUNNER_CONNECTION = {"max_requests": 2_000_000_000, "max_age": 1e9}

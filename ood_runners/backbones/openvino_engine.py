@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from ood_runners.backbones.runtime import PATCHES, Tapping
-from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, BackboneInfo
+from ood_runners.backbones.spec import LOGITS, BackboneInfo
 from ood_runners.errors import ArtifactError
 from ood_runners.features import POOLED_PREFIX
 from ood_runners.inference import compile_for_cpu
@@ -21,12 +21,8 @@ from ood_runners.inference import compile_for_cpu
 class OpenVINOEngine:
     """See `runtime.Engine`."""
 
-    def __init__(self, folder: Path, info: BackboneInfo, tapping: Tapping, threads: int | None) -> None:
-        try:
-            stored = ov.Core().read_model(folder / GRAPH_FILE)
-        except RuntimeError as error:
-            raise ArtifactError(f"{folder / GRAPH_FILE} is missing or damaged; fit the product again.") from error
-        model = build_graph(stored, info, tapping)
+    def __init__(self, graph: Path, info: BackboneInfo, tapping: Tapping, threads: int | None) -> None:
+        model = build_graph(read_graph(graph, tapping.size), info, tapping)
         self._request = compile_for_cpu(model, threads).create_infer_request()
         self._names = [output.any_name for output in model.outputs]
         self._empty = {
@@ -44,10 +40,18 @@ class OpenVINOEngine:
             return {name: results[i] for i, name in enumerate(self._names)}
 
 
+def read_graph(path: Path, size: tuple[int, int]) -> ov.Model:
+    """A stored graph, for pictures of (h, w) `size` and any n; ArtifactError where it is missing or damaged."""
+    try:
+        stored = ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} is missing or damaged; fit the product again.") from error
+    stored.reshape(ov.PartialShape([-1, *size, 3]))
+    return stored
+
+
 def build_graph(stored: ov.Model, info: BackboneInfo, tapping: Tapping) -> ov.Model:
-    """The stored graph cut to what is tapped, with the engine's outputs, for pictures of one size and any n."""
-    h, w = tapping.size
-    stored.reshape(ov.PartialShape([-1, h, w, 3]))
+    """The stored graph cut to what is tapped, with the engine's outputs."""
     taps = {output.any_name: output.get_node().input_value(0) for output in stored.outputs}
     outputs = {}
     if tapping.patch_layers:

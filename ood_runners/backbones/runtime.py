@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners.backbones.projection import Projection
-from ood_runners.backbones.spec import BackboneInfo
+from ood_runners.backbones.spec import GRAPH_FILE, BackboneInfo
 from ood_runners.errors import BadParameter, WeightsError
 from ood_runners.features import Features
 
@@ -113,6 +113,7 @@ class FeatureNetwork:
         neighbourhood: int = 3,
         device: str = "auto",
         threads: int | None = None,
+        graph: Path | None = None,
     ) -> Self:
         """Open what `export_backbone` wrote.
 
@@ -124,6 +125,7 @@ class FeatureNetwork:
         neighbourhood : side of the square that patch features are averaged over, in cells; odd, 1 for none
         device : "cpu", "cuda", or "auto": cuda where torch and a GPU are there
         threads : CPU threads; all cores if None
+        graph : another graph of the same layers than the folder's own, such as one in int8; it runs on the CPU
         """
         folder = Path(folder)
         info = BackboneInfo.load(folder)
@@ -136,7 +138,12 @@ class FeatureNetwork:
             neighbourhood,
         )
         tapping.check(info)
-        chosen = choose_device(device)
+        chosen = "cpu" if graph is not None and device == "auto" else choose_device(device)
+        if graph is not None and chosen != "cpu":
+            raise BadParameter(
+                "This version was fitted in int8, which runs on the CPU; use device auto or cpu, or fit it again with "
+                "--precision float32."
+            )
         engine: Engine
         if chosen == "cuda":
             from ood_runners.backbones.torch_engine import TorchEngine
@@ -145,7 +152,7 @@ class FeatureNetwork:
         else:
             from ood_runners.backbones.openvino_engine import OpenVINOEngine
 
-            engine = OpenVINOEngine(folder, info, tapping, threads)
+            engine = OpenVINOEngine(graph or folder / GRAPH_FILE, info, tapping, threads)
         return cls(info, tapping, engine, chosen)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> Features:

@@ -80,6 +80,7 @@ def fit_projection(
     rng: np.random.Generator,
     device: str,
     progress: Progress,
+    graph: Path | None = None,
 ) -> Projection:
     """PCA of the joined patch features of at most 300 of the pictures."""
     height, width = pictures.shape[1:3]
@@ -89,6 +90,7 @@ def fit_projection(
         patch_layers=wanted.patch_layers,
         neighbourhood=wanted.neighbourhood,
         device=device,
+        graph=graph,
     )
     rows = np.sort(rng.permutation(len(pictures))[:PROJECTION_PICTURES])
     fitter = ProjectionFitter()

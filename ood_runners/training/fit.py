@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ood_runners.artifacts.manifest import FeaturesEntry
 from ood_runners.artifacts.store import VersionWriter, open_writer
 from ood_runners.backbones import FeatureNetwork, Projection
 from ood_runners.backbones.classifier import read_classifier
+from ood_runners.backbones.runtime import choose_device
 from ood_runners.calibration import Calibration, certificate, needed_for
 from ood_runners.calibration.weights import fusion_weights, knows_pictures
 from ood_runners.detectors import DETECTORS, Detector, MemoryBank, Softmax, Vae
@@ -27,11 +29,12 @@ from ood_runners.detectors.heads import HEADS, Linear
 from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
-from ood_runners.pipeline import CALIBRATION, GOLDEN, PIXEL_DETECTORS, PROJECTION, Product, place
+from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PIXEL_DETECTORS, PROJECTION, Product, place
 from ood_runners.training.datasets import Dataset, discover
 from ood_runners.training.extract import StoredBackbone, extract, fit_projection, store_backbone, wanted_features
 from ood_runners.training.pictures import TrainingPictures, read_training
 from ood_runners.training.progress import Progress, SilentProgress, Stage
+from ood_runners.training.quantise import choose_graph
 
 FOLDS = 10
 # A network is trained anew for each fold: three cost what a user will wait for.
@@ -62,6 +65,7 @@ def fit(
     seed: int = 0,
     promote: bool = True,
     device: str = "auto",
+    precision: str = "auto",
     progress: Progress | None = None,
 ) -> FitResult:
     """Fit detectors on a folder's normal pictures, calibrate them and store them as a new version.
@@ -77,6 +81,7 @@ def fit(
     head : of the softmax detector; a name of `detectors.heads.HEADS`, or "auto": several of them together
     promote : put the version into production
     device : "auto", "cpu" or "cuda"
+    precision : of the backbone: "float32", "int8" (on a CPU), or "auto": int8 where it costs no accuracy
 
     Raises
     ------
@@ -86,6 +91,7 @@ def fit(
     progress = progress or SilentProgress()
     check_product(product)
     names = _check(detectors, alpha, head)
+    precision = _precision(precision, device)
     dataset = discover(folder)
     check_writable()
     started = time.monotonic()
@@ -96,7 +102,9 @@ def fit(
             stored_backbone = store_backbone(backbone, weights, scratch)
             stage.advance(note=stored_backbone.info.origin)
         names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
-        fitting = _Fitting(dataset, pictures, stored_backbone, names, head, size, alpha, seed, device, progress)
+        fitting = _Fitting(
+            dataset, pictures, stored_backbone, names, head, size, alpha, seed, device, precision, progress
+        )
         fitted = fitting.run(scratch)
         with open_writer(product) as writer:
             manifest = fitting.write(writer, product, fitted, notes, started)
@@ -117,6 +125,8 @@ class _Fitted:
     calibration: Calibration
     projection: Projection | None
     wanted: FeaturesEntry
+    graph: Path | None
+    int8: Mapping[str, Any]
     seconds: Mapping[str, float]
 
 
@@ -131,6 +141,7 @@ class _Fitting:
     alpha: float
     seed: int
     device: str
+    precision: str
     progress: Progress
 
     def run(self, scratch: Path) -> _Fitted:
@@ -141,9 +152,15 @@ class _Fitting:
         wanted = wanted_features(self.backbone.info, self.names)
         projection = None
         features = Features(pictures=pictures)
+        graph, int8 = None, {}
         if set(self.names) - PIXEL_DETECTORS:
+            folder = scratch / INT8
+            graph, int8 = choose_graph(
+                self.precision, self.backbone, wanted, pictures, folder, self.seed, self.progress
+            )
+            clock("precision")
             if wanted.patch_layers:
-                projection = fit_projection(self.backbone, wanted, pictures, rng, self.device, self.progress)
+                projection = fit_projection(self.backbone, wanted, pictures, rng, self.device, self.progress, graph)
                 wanted = wanted.model_copy(update={"projection_dim": projection.matrix.shape[1]})
                 clock("projection")
             network = FeatureNetwork.load(
@@ -155,6 +172,7 @@ class _Fitting:
                 projection=projection,
                 neighbourhood=wanted.neighbourhood,
                 device=self.device,
+                graph=graph,
             )
             features = extract(network, pictures, scratch, self.progress)
             clock("features")
@@ -171,7 +189,7 @@ class _Fitting:
             calibration = Calibration.fit(held_out, fusion, self.size, self.alpha)
             stage.advance()
         clock("calibration")
-        return _Fitted(detectors, held_out, calibration, projection, wanted, seconds)
+        return _Fitted(detectors, held_out, calibration, projection, wanted, graph, int8, seconds)
 
     def _fit_detector(
         self, name: str, features: Features, labels: NDArray[np.int64] | None, rng: np.random.Generator
@@ -201,6 +219,9 @@ class _Fitting:
         save_arrays(writer.path, CALIBRATION, fitted.calibration.to_arrays())
         if fitted.projection is not None:
             save_arrays(writer.path, PROJECTION, fitted.projection.to_arrays())
+        if fitted.graph is not None:
+            for file in fitted.graph.parent.iterdir():
+                shutil.copyfile(file, writer.path / file.name)
         save_arrays(writer.path, "thumbnails", _thumbnails(self.training.pictures))
         golden = self.training.pictures[_typical(fitted)]
         (writer.path / GOLDEN).write_bytes(images.encode_png(golden))
@@ -215,7 +236,9 @@ class _Fitting:
                     "tag": str(self.backbone.tag),
                     "sha256": info.sha256,
                     "origin": info.origin,
+                    "precision": "float32" if fitted.graph is None else INT8,
                 },
+                "metrics": {"int8": fitted.int8} if fitted.int8 else {},
                 "input": {"height": self.size[0], "width": self.size[1]},
                 "features": fitted.wanted,
                 "detectors": {
@@ -291,6 +314,16 @@ def _check(detectors: Sequence[str] | None, alpha: float, head: str) -> list[str
     if head not in (AUTO, *HEADS):
         raise BadParameter(f"There is no head {head}; choose {AUTO}, or one of {', '.join(HEADS)}.")
     return names
+
+
+def _precision(precision: str, device: str) -> str:
+    """The precision to try: int8 is for the CPU."""
+    if precision not in ("auto", "float32", INT8):
+        raise BadParameter(f"There is no precision {precision!r}; choose auto, float32 or int8.")
+    on_gpu = choose_device(device) == "cuda"
+    if precision == INT8 and on_gpu:
+        raise BadParameter("int8 runs on the CPU; add --device cpu, or use --precision float32.")
+    return "float32" if on_gpu else precision
 
 
 def _possible(
