@@ -152,7 +152,8 @@ class _Fitting:
         wanted = wanted_features(self.backbone.info, self.names)
         projection = None
         features = Features(pictures=pictures)
-        graph, int8 = None, {}
+        graph: Path | None = None
+        int8: dict[str, Any] = {}
         if set(self.names) - PIXEL_DETECTORS:
             folder = scratch / INT8
             graph, int8 = choose_graph(

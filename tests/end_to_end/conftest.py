@@ -29,6 +29,7 @@ from ood_runners.cli import main
 vae_network.EPOCHS, vae_network.STEPS_PER_EPOCH = 2, 8
 main()
 """
+FLOAT = ("--precision", "float32")  # fitted faster
 DEFECT = (70, 80, 100, 100)  # left, top, right, bottom
 
 Serve = Callable[..., AbstractContextManager["Server"]]
@@ -128,10 +129,10 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     folder, home = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("store")
     for seed in range(40):
         (folder / f"{seed:03}.png").write_bytes(encode(draw(seed)))
-    first = fit(folder, home, "parts")
-    second = fit(folder, home, "parts", "--detectors", "memory_bank,softmax", "--seed", "1", "--no-promote")
-    plain = fit(folder, home, "plain", "--detectors", "mahalanobis")
-    mapped = fit(folder, home, "plain", "--detectors", "memory_bank,mahalanobis", "--seed", "1", "--no-promote")
+    first = fit(folder, home, "parts", "--precision", "int8")
+    second = fit(folder, home, "parts", "--detectors", "memory_bank,softmax", "--seed", "1", "--no-promote", *FLOAT)
+    plain = fit(folder, home, "plain", "--detectors", "mahalanobis", *FLOAT)
+    mapped = fit(folder, home, "plain", "--detectors", "memory_bank,mahalanobis", "--seed", "1", "--no-promote", *FLOAT)
     return Fitted(home, first, second, plain, mapped)
 
 

@@ -1,0 +1,90 @@
+"""The backbone in int8: what it is fitted with is what it is served with, and it is taken only where it is as good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ood_runners.artifacts.manifest import FeaturesEntry
+from ood_runners.backbones import FeatureNetwork, export_backbone
+from ood_runners.errors import BadParameter
+from ood_runners.training import quantise
+from ood_runners.training.extract import StoredBackbone
+from ood_runners.training.progress import SilentProgress
+
+WANTED = FeaturesEntry(patch_layers=["stage4", "stage6"], pooled_layers=["stage6"], logits=True)
+
+
+def discs(count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    centres = rng.uniform(28, 36, (count, 2, 1, 1))
+    inside = np.hypot(x - centres[:, 0], y - centres[:, 1]) < 18
+    pictures = np.where(inside[..., None], (180, 150, 90), (50, 60, 70)) + rng.normal(0, 5, (count, 64, 64, 3))
+    return pictures.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> StoredBackbone:
+    folder = tmp_path_factory.mktemp("backbone")
+    return StoredBackbone(export_backbone("efficientnet_lite0", None, folder), None, folder)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def graph(backbone: StoredBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantise.quantise(backbone, WANTED, discs(24), tmp_path_factory.mktemp("int8"), 0)
+
+
+def network(backbone: StoredBackbone, graph: Path | None, device: str = "auto") -> FeatureNetwork:
+    return FeatureNetwork.load(
+        backbone.path,
+        size=(64, 64),
+        patch_layers=WANTED.patch_layers,
+        pooled_layers=WANTED.pooled_layers,
+        logits=True,
+        device=device,
+        graph=graph,
+    )
+
+
+def test_it_is_smaller_and_nearly_the_same(backbone: StoredBackbone, graph: Path) -> None:
+    full = (backbone.path / "network.bin").stat().st_size
+    assert graph.with_suffix(".bin").stat().st_size < 0.45 * full
+    pictures = discs(6)
+    plain, small = (network(backbone, one)(pictures).to_arrays() for one in (None, graph))
+    assert plain.keys() == small.keys()
+    for name, array in plain.items():
+        a, b = array.astype(np.float64).ravel(), small[name].astype(np.float64).ravel()
+        assert 0.97 < np.corrcoef(a, b)[0, 1] < 1 - 1e-9, name
+
+
+def test_a_batch_is_its_pictures(backbone: StoredBackbone, graph: Path) -> None:
+    run, pictures = network(backbone, graph), discs(5)
+    together, alone = run(pictures), run(pictures[3:4])
+    assert together.patches is not None and alone.patches is not None
+    np.testing.assert_array_equal(together.patches[3], alone.patches[0])
+
+
+def test_it_runs_on_the_cpu_only(backbone: StoredBackbone, graph: Path) -> None:
+    assert network(backbone, graph).device == "cpu"
+    with pytest.raises(BadParameter):
+        network(backbone, graph, device="cuda")
+
+
+def test_is_taken_where_it_is_as_good_and_the_comparison_is_recorded(
+    backbone: StoredBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(precision: str) -> tuple[Path | None, dict[str, object]]:
+        return quantise.choose_graph(precision, backbone, WANTED, discs(24), tmp_path, 0, SilentProgress())
+
+    assert choose("float32") == (None, {})
+    monkeypatch.setattr(quantise, "MAX_LOSS", 0.5)
+    monkeypatch.setattr(quantise, "MIN_CORRELATION", 0.5)
+    taken, record = choose("auto")
+    assert taken is not None and taken.is_file() and record["taken"] is True
+    assert 0.5 < record["rank_correlation"] <= 1  # type: ignore[operator]
+    monkeypatch.setattr(quantise, "MIN_CORRELATION", 1.01)
+    refused, record = choose("auto")
+    assert refused is None and record["taken"] is False and record["bounds"]["rank_correlation"] == 1.01  # type: ignore[index]
