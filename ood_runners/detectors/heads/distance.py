@@ -93,9 +93,13 @@ class RelativeMahalanobis(Head):
     def score(self, seen: Activations) -> NDArray[np.float32]:
         """Float32 (n,), divided by the number of features; may be negative."""
         x = unit(seen.features())
-        means, points = self.within.whiten(self.means), self.within.whiten(x)
-        nearest = np.array([_squares(means - point).min() for point in points], np.float32)
+        points = self.within.whiten(x)
+        nearest = np.array([_squares(self._classes - point).min() for point in points], np.float32)
         return (nearest - self.overall.squared_distance(x)) / np.float32(x.shape[1])
+
+    @cached_property
+    def _classes(self) -> NDArray[np.float32]:
+        return self.within.whiten(self.means)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The means, and the two Gaussians' arrays."""
