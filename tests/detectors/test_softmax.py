@@ -8,7 +8,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from ood_runners.detectors.base import Probes
-from ood_runners.detectors.heads import HEADS, Linear
+from ood_runners.detectors.heads import HEADS, Linear, Standard, fused
 from ood_runners.detectors.heads.fusion import FITTED, TRAINED
 from ood_runners.detectors.softmax import INVERSE_REGULARISATION, Softmax
 from ood_runners.errors import ArtifactError, BadParameter, DataError
@@ -126,6 +126,17 @@ def test_a_held_out_score_leaves_out_the_picture_itself() -> None:
         np.testing.assert_allclose(plain.image[folds == fold], rest.score(features[folds == fold]).image, rtol=1e-5)
         mine = folds[origin] == fold
         np.testing.assert_allclose(scores.image[len(features) :][mine], rest.score(made[mine]).image, rtol=1e-5)
+
+
+def test_what_standardises_a_held_out_score_leaves_out_its_fold() -> None:
+    features, labels = classes()
+    folds = np.arange(len(features)) % 3
+    alone = np.stack([Softmax(head=head).fit_held_out(features, folds, labels).image for head in FITTED])
+    together = Softmax().fit_held_out(features, folds, labels).image
+    for fold in range(3):
+        standards = [Standard.fit(row[folds != fold]) for row in alone]
+        expected = fused(standards, list(alone[:, folds == fold]))
+        np.testing.assert_allclose(together[folds == fold], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_confidence_far_from_all_pictures_does_not_count_as_normal() -> None:

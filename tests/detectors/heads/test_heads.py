@@ -130,11 +130,17 @@ def test_vim_takes_the_same_space_from_few_and_from_many_pictures() -> None:
 
 def test_relative_mahalanobis_ranks_what_is_far_from_all_pictures_highest() -> None:
     """With a floor for each covariance it came out below the normal pictures."""
-    normal, linear, labels = seen(n=24, d=100)
-    queries = seen(n=24, d=100, seed=1)[0]
-    head = HEADS["relative_mahalanobis"].fit(normal, linear, labels)
-    far = np.roll(queries.features(), 37, axis=1)
-    assert np.median(head.score(Activations(linear(far), far))) > head.score(queries).max()
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 4
+    centres = np.random.default_rng(1).normal(size=(4, 400)) + 3
+
+    def pictures() -> Activations:
+        features = (centres[labels] + rng.normal(size=(60, 400))).astype(np.float32)
+        return Activations(features[:, :4], features)
+
+    head = HEADS["relative_mahalanobis"].fit(pictures(), None, labels)
+    elsewhere = (rng.normal(size=(60, 400)) * 2 + 3).astype(np.float32)
+    assert np.median(head.score(Activations(elsewhere[:, :4], elsewhere))) > head.score(pictures()).max()
 
 
 def test_says_what_is_missing() -> None:
