@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from ood_runners.detectors.base import Detector, Probes, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
-from ood_runners.detectors.search import ExactSearch
+from ood_runners.detectors.search import Search, recall
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
 
 MAX_PATCHES = 300_000  # in memory at a time while the bank is chosen: about 160 MB at 128 dimensions
 SEARCH_PICTURES = 32  # scored at a time
+LARGE = 2_000  # entries from which on the search in int8 pays
+MIN_RECALL, RECALL_QUERIES = 0.99, 1_024
 
 
 class MemoryBank(Detector):
@@ -43,6 +45,9 @@ class MemoryBank(Detector):
         Index of the training picture and of the cell in its grid (row-major) that each entry comes from.
     fold_ : int32 (m,)
         The fold each entry was chosen from (all 0 after a plain ``fit``).
+    recall_ : float
+        The share of training patches whose nearest entry is found by the search in int8; below 0.99, and for a small
+        bank, where it is not asked, the search is exact.
     """
 
     name = "memory_bank"
@@ -53,7 +58,7 @@ class MemoryBank(Detector):
         self.k = k
         self.seed = seed
         self.threads: int | None = None
-        self._search: ExactSearch | None = None
+        self._search: Search | None = None
 
     def params(self) -> dict[str, Any]:
         return {"size": self.size, "k": self.k, "seed": self.seed}
@@ -97,24 +102,28 @@ class MemoryBank(Detector):
         order: list[NDArray[np.int64]] = []
         for fold in np.unique(folds):
             rows = np.flatnonzero(folds == fold)
-            parts.append(self._score(features, rows, without=self.fold_ == fold))
+            rest = self._open(without=self.fold_ == fold)
+            parts.append(self._score(features, rows, rest))
             order.append(rows)
             if probes is not None and len(made := probes.of(folds, fold)):
-                parts.append(self._score(probes.features, made, without=self.fold_ == fold))
+                parts.append(self._score(probes.features, made, rest))
                 order.append(len(features) + made)
         return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def score(self, features: Features) -> Scores:
         """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: its highest 1 %."""
-        return self._score(features, np.arange(len(features)))
+        if self._search is None:
+            self._search = self._open()
+        return self._score(features, np.arange(len(features)), self._search)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        return {"bank": self.bank_, "source": self.source_, "fold": self.fold_}
+        return {"bank": self.bank_, "source": self.source_, "fold": self.fold_, "recall": np.array([self.recall_])}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> Self:
         detector = cls(**params)
         detector.bank_, detector.source_, detector.fold_ = arrays["bank"], arrays["source"], arrays["fold"]
+        detector.recall_ = float(arrays["recall"][0]) if "recall" in arrays else 0.0
         if detector.bank_.ndim != 2 or not len(detector.bank_):
             raise ArtifactError("The stored memory bank is empty or has no (entries, dimensions) shape.")
         return detector
@@ -139,22 +148,39 @@ class MemoryBank(Detector):
         self.bank_ = np.concatenate(bank)
         self.source_ = np.concatenate(source)
         self.fold_ = np.concatenate(fold_of)
+        self.recall_ = self._measure_recall(patches, folds) if len(self.bank_) >= LARGE else 0.0
         self._search = None
 
-    def _score(self, features: Features, rows: NDArray[np.int64], without: NDArray[np.bool_] | None = None) -> Scores:
+    def _measure_recall(self, patches: NDArray[Any], folds: NDArray[np.int64]) -> float:
+        """Recall@1 of the search in int8 on patches of one fold, whose own entries are passed over."""
+        rng = np.random.default_rng(self.seed)
+        fold = folds[0]
+        rows = rng.permutation(np.flatnonzero(folds == fold))[:RECALL_QUERIES]
+        cells = rng.integers(patches.shape[1] * patches.shape[2], size=RECALL_QUERIES)
+        chosen = rows[np.arange(RECALL_QUERIES) % len(rows)]
+        queries = patches[chosen, cells // patches.shape[2], cells % patches.shape[2]]
+        own = self.fold_ == fold
+        without = None if own.all() else own
+        return recall(self.bank_, finite_float32(queries, "patch features"), self.k, without, self.threads)
+
+    def _open(self, without: NDArray[np.bool_] | None = None) -> Search:
+        """The search over the entries, or those left `without` some; always for as many neighbours."""
+        largest = np.bincount(self.fold_).max() if len(np.unique(self.fold_)) > 1 else 0
+        k = min(self.k, len(self.bank_) - int(largest))
+        rounded = self.recall_ >= MIN_RECALL
+        return Search(self.bank_, k, rounded=rounded, without=without, threads=self.threads)
+
+    def _score(self, features: Features, rows: NDArray[np.int64], search: Search) -> Scores:
         patches = _patches(features)
         if patches.shape[-1] != self.bank_.shape[1]:
             raise DataError(
                 f"The patches have {patches.shape[-1]} dimensions and the memory bank {self.bank_.shape[1]}; "
                 "use the backbone and projection that the bank was fitted with."
             )
-        if self._search is None:
-            smallest = np.bincount(self.fold_).max() if len(np.unique(self.fold_)) > 1 else 0
-            self._search = ExactSearch(self.bank_, min(self.k, len(self.bank_) - int(smallest)), self.threads)
         maps = np.empty((len(rows), *patches.shape[1:3]), np.float32)
         for start in range(0, len(rows), SEARCH_PICTURES):
             part = finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features")
-            squared, _ = self._search.search(part.reshape(-1, part.shape[-1]), without)
+            squared, _ = search.search(part.reshape(-1, part.shape[-1]))
             maps[start : start + SEARCH_PICTURES] = np.sqrt(squared).mean(axis=1).reshape(part.shape[:3])
         return Scores(image=top_mean(maps), map=maps)
 
