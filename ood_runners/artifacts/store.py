@@ -117,7 +117,7 @@ class VersionWriter:
         The store fills in the manifest's `tag`, `files` and, for those not given, `packages`.
         """
         filled = manifest.model_copy(
-            update={"tag": str(self.tag), "packages": _installed_packages() | manifest.packages}
+            update={"tag": str(self.tag), "packages": installed_packages() | manifest.packages}
         )
         open_backbone(filled)
         metadata = {"alpha": manifest.calibration.alpha, "backbone": manifest.backbone.tag}
@@ -167,7 +167,7 @@ def write_backbone(info: BackboneLike, folder: Path) -> Tag:
             shutil.copyfile(folder / name, stage / name)
         tag = Tag(BACKBONE_PREFIX + info.name, content_version({name: sha256(stage / name) for name in names}))
         manifest = BackboneManifest(
-            tag=str(tag), name=info.name, sha256=info.sha256, origin=info.origin, packages=_installed_packages()
+            tag=str(tag), name=info.name, sha256=info.sha256, origin=info.origin, packages=installed_packages()
         )
         _seal(stage, tag, manifest, {"origin": info.origin})
         place(stage, tag, BackboneManifest)
@@ -285,7 +285,8 @@ def _seal(folder: Path, tag: Tag, manifest: Manifest | BackboneManifest, metadat
 
 
 @functools.cache
-def _installed_packages() -> dict[str, str]:
+def installed_packages() -> dict[str, str]:
+    """Versions of the packages that a version's numbers depend on, by name."""
     found: dict[str, str] = {}
     for name in RECORDED_PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from ood_runners import images
 from ood_runners.artifacts import Manifest, Stored, check_product, check_writable, save_arrays
 from ood_runners.artifacts import promote as promote_version
-from ood_runners.artifacts.manifest import FeaturesEntry
 from ood_runners.artifacts.store import VersionWriter, open_writer
-from ood_runners.backbones import FeatureNetwork, Projection
 from ood_runners.backbones.classifier import read_classifier
 from ood_runners.backbones.runtime import choose_device
 from ood_runners.calibration import Calibration, certificate, needed_for
@@ -29,12 +27,12 @@ from ood_runners.detectors.heads import HEADS, Linear
 from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
-from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PIXEL_DETECTORS, PROJECTION, Product, place
+from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PROJECTION, Product, place
 from ood_runners.training.datasets import Dataset, discover
-from ood_runners.training.extract import StoredBackbone, extract, fit_projection, store_backbone, wanted_features
+from ood_runners.training.extract import StoredBackbone, store_backbone
 from ood_runners.training.pictures import TrainingPictures, read_training
+from ood_runners.training.prepare import Prepared, prepare
 from ood_runners.training.progress import Progress, SilentProgress, Stage
-from ood_runners.training.quantise import choose_graph
 
 FOLDS = 10
 # A network is trained anew for each fold: three cost what a user will wait for.
@@ -123,10 +121,7 @@ class _Fitted:
     detectors: Mapping[str, Detector]
     held_out: Mapping[str, Scores]
     calibration: Calibration
-    projection: Projection | None
-    wanted: FeaturesEntry
-    graph: Path | None
-    int8: Mapping[str, Any]
+    prepared: Prepared
     seconds: Mapping[str, float]
 
 
@@ -148,35 +143,18 @@ class _Fitting:
         seconds: dict[str, float] = {}
         clock = _Clock(seconds)
         rng = np.random.default_rng(self.seed)
-        pictures = self.training.pictures
-        wanted = wanted_features(self.backbone.info, self.names)
-        projection = None
-        features = Features(pictures=pictures)
-        graph: Path | None = None
-        int8: dict[str, Any] = {}
-        if set(self.names) - PIXEL_DETECTORS:
-            folder = scratch / INT8
-            graph, int8 = choose_graph(
-                self.precision, self.backbone, wanted, pictures, folder, self.seed, self.progress
-            )
-            clock("precision")
-            if wanted.patch_layers:
-                projection = fit_projection(self.backbone, wanted, pictures, rng, self.device, self.progress, graph)
-                wanted = wanted.model_copy(update={"projection_dim": projection.matrix.shape[1]})
-                clock("projection")
-            network = FeatureNetwork.load(
-                self.backbone.path,
-                size=self.size,
-                patch_layers=wanted.patch_layers,
-                pooled_layers=wanted.pooled_layers,
-                logits=wanted.logits,
-                projection=projection,
-                neighbourhood=wanted.neighbourhood,
-                device=self.device,
-                graph=graph,
-            )
-            features = extract(network, pictures, scratch, self.progress)
-            clock("features")
+        prepared = prepare(
+            self.training,
+            self.backbone,
+            self.names,
+            device=self.device,
+            precision=self.precision,
+            seed=self.seed,
+            scratch=scratch,
+            progress=self.progress,
+        )
+        features = prepared.features
+        clock("features")
         labels = self.training.labels(self.dataset.classes)
         detectors: dict[str, Detector] = {}
         held_out: dict[str, Scores] = {}
@@ -190,7 +168,7 @@ class _Fitting:
             calibration = Calibration.fit(held_out, fusion, self.size, self.alpha)
             stage.advance()
         clock("calibration")
-        return _Fitted(detectors, held_out, calibration, projection, wanted, graph, int8, seconds)
+        return _Fitted(detectors, held_out, calibration, prepared, seconds)
 
     def _fit_detector(
         self, name: str, features: Features, labels: NDArray[np.int64] | None, rng: np.random.Generator
@@ -218,10 +196,10 @@ class _Fitting:
         for name, detector in fitted.detectors.items():
             save_arrays(writer.path, name, detector.to_arrays())
         save_arrays(writer.path, CALIBRATION, fitted.calibration.to_arrays())
-        if fitted.projection is not None:
-            save_arrays(writer.path, PROJECTION, fitted.projection.to_arrays())
-        if fitted.graph is not None:
-            for file in fitted.graph.parent.iterdir():
+        if fitted.prepared.projection is not None:
+            save_arrays(writer.path, PROJECTION, fitted.prepared.projection.to_arrays())
+        if fitted.prepared.graph is not None:
+            for file in fitted.prepared.graph.parent.iterdir():
                 shutil.copyfile(file, writer.path / file.name)
         save_arrays(writer.path, "thumbnails", _thumbnails(self.training.pictures))
         golden = self.training.pictures[_typical(fitted)]
@@ -237,11 +215,11 @@ class _Fitting:
                     "tag": str(self.backbone.tag),
                     "sha256": info.sha256,
                     "origin": info.origin,
-                    "precision": "float32" if fitted.graph is None else INT8,
+                    "precision": "float32" if fitted.prepared.graph is None else INT8,
                 },
-                "metrics": {"int8": fitted.int8} if fitted.int8 else {},
+                "metrics": {"int8": fitted.prepared.int8} if fitted.prepared.int8 else {},
                 "input": {"height": self.size[0], "width": self.size[1]},
-                "features": fitted.wanted,
+                "features": fitted.prepared.wanted,
                 "detectors": {
                     name: {"params": detector.params(), "info": {"weight": calibration.weights[name]}}
                     for name, detector in fitted.detectors.items()

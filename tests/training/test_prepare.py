@@ -1,0 +1,118 @@
+"""Features are computed once for a folder and its settings, and never taken for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ood_runners import images
+from ood_runners.artifacts import write_backbone
+from ood_runners.artifacts.names import home
+from ood_runners.backbones import BackboneInfo, export_backbone
+from ood_runners.training import prepare as preparing
+from ood_runners.training.datasets import discover
+from ood_runners.training.extract import StoredBackbone, store_backbone
+from ood_runners.training.pictures import read_training
+from ood_runners.training.prepare import Prepared, prepare
+from ood_runners.training.progress import SilentProgress
+
+QUIET = SilentProgress()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    export_backbone("efficientnet_lite0", None, folder)
+    return folder
+
+
+@pytest.fixture
+def backbone(bento_home: Path, exported: Path, tmp_path: Path) -> StoredBackbone:
+    write_backbone(BackboneInfo.load(exported), exported)
+    return store_backbone("efficientnet_lite0", None, tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        (folder / f"{i}.png").write_bytes(images.encode_png(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
+    return folder
+
+
+def run(folder: Path, backbone: StoredBackbone, scratch: Path, **other: Any) -> Prepared:
+    scratch.mkdir(exist_ok=True)
+    training = read_training(discover(folder), (64, 64), scratch, QUIET)
+    settings = {"device": "cpu", "precision": "float32", "seed": 0} | other
+    return prepare(training, backbone, ["memory_bank", "mahalanobis"], scratch=scratch, progress=QUIET, **settings)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures each computation of features saw."""
+    counts: list[int] = []
+    real = preparing.extract
+
+    def counting(network: Any, pictures: Any, *rest: Any) -> Any:
+        counts.append(len(pictures))
+        return real(network, pictures, *rest)
+
+    monkeypatch.setattr(preparing, "extract", counting)
+    return counts
+
+
+def test_a_second_fit_takes_what_the_first_computed(
+    folder: Path, backbone: StoredBackbone, tmp_path: Path, computed: list[int]
+) -> None:
+    first = run(folder, backbone, tmp_path / "a")
+    second = run(folder, backbone, tmp_path / "b")
+    assert computed == [9]
+    for name, array in first.features.to_arrays().items():
+        np.testing.assert_array_equal(array, second.features.to_arrays()[name])
+    assert first.wanted == second.wanted and first.network is not None and second.network is not None
+    pictures = np.asarray(first.features.pictures)
+    np.testing.assert_array_equal(first.network(pictures[:2]).patches, second.network(pictures[:2]).patches)
+
+
+def test_other_pictures_or_settings_are_computed_anew(
+    folder: Path, backbone: StoredBackbone, tmp_path: Path, computed: list[int]
+) -> None:
+    run(folder, backbone, tmp_path / "a")
+    run(folder, backbone, tmp_path / "b", seed=1)
+    (folder / "8.png").write_bytes(images.encode_png(np.zeros((64, 64, 3), np.uint8)))
+    run(folder, backbone, tmp_path / "c")
+    assert computed == [9, 9, 9]
+
+
+def test_an_entry_cut_short_is_computed_anew(
+    folder: Path, backbone: StoredBackbone, tmp_path: Path, computed: list[int]
+) -> None:
+    run(folder, backbone, tmp_path / "a")
+    [entry] = (home() / preparing.FOLDER).iterdir()
+    patches = entry / "patches.npy"
+    patches.write_bytes(patches.read_bytes()[:1000])
+    run(folder, backbone, tmp_path / "b")
+    run(folder, backbone, tmp_path / "c")
+    assert computed == [9, 9]
+
+
+def test_what_was_used_longest_ago_makes_room(
+    folder: Path, backbone: StoredBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, backbone, tmp_path / "a")
+    [entry] = (home() / preparing.FOLDER).iterdir()
+    size = sum(file.stat().st_size for file in entry.iterdir())
+    monkeypatch.setattr(preparing, "ALL_BYTES", int(2.5 * size))
+    run(folder, backbone, tmp_path / "b", seed=1)
+    run(folder, backbone, tmp_path / "c")  # uses the first again
+    run(folder, backbone, tmp_path / "d", seed=2)
+    left = list((home() / preparing.FOLDER).iterdir())
+    assert len(left) == 2 and entry in left
+    monkeypatch.setattr(preparing, "ENTRY_BYTES", 10)
+    run(folder, backbone, tmp_path / "e", seed=3)
+    assert len(list((home() / preparing.FOLDER).iterdir())) == 2
