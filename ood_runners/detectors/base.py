@@ -87,6 +87,10 @@ class Detector(ABC):
     def score(self, features: Features) -> Scores:
         """Raw scores of n pictures; larger is stranger."""
 
+    def info(self) -> dict[str, Any]:
+        """What else is worth recording of the fitted detector, as JSON values."""
+        return {}
+
     @abstractmethod
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The fitted state."""

@@ -116,6 +116,12 @@ class MemoryBank(Detector):
             self._search = self._open()
         return self._score(features, np.arange(len(features)), self._search)
 
+    def info(self) -> dict[str, Any]:
+        """The number of entries, how they are searched, and the measured recall of the search in int8."""
+        rounded = self.recall_ >= MIN_RECALL
+        search = {"search": "int8" if rounded else "exact"}
+        return {"entries": len(self.bank_), **search} | ({"recall": self.recall_} if self.recall_ else {})
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         return {"bank": self.bank_, "source": self.source_, "fold": self.fold_, "recall": np.array([self.recall_])}
 

@@ -221,7 +221,7 @@ class _Fitting:
                 "input": {"height": self.size[0], "width": self.size[1]},
                 "features": fitted.prepared.wanted,
                 "detectors": {
-                    name: {"params": detector.params(), "info": {"weight": calibration.weights[name]}}
+                    name: {"params": detector.params(), "info": {"weight": calibration.weights[name]} | detector.info()}
                     for name, detector in fitted.detectors.items()
                 },
                 "calibration": {

@@ -198,3 +198,17 @@ def test_says_what_does_not_fit() -> None:
     arrays = detector.to_arrays() | {"bank": np.empty((0, 10), np.float16)}
     with pytest.raises(ArtifactError, match="empty"):
         MemoryBank.from_arrays(arrays, detector.params())
+
+
+def test_a_large_bank_is_searched_in_int8_where_that_finds_the_same() -> None:
+    rng = np.random.default_rng(5)
+    features = Features(patches=(rng.normal(size=(30, 10, 10, 32)) * np.linspace(2, 0.3, 32)).astype(np.float16))
+    detector = MemoryBank(size=2_500)
+    held_out = detector.fit_held_out(features, np.arange(30) % 5)
+    assert detector.info()["search"] == "int8" and detector.info()["recall"] >= 0.99
+    arrays = detector.to_arrays()
+    exact = MemoryBank.from_arrays(arrays | {"recall": np.array([0.5])}, detector.params())
+    assert exact.info()["search"] == "exact"
+    np.testing.assert_allclose(detector.score(features).image, exact.score(features).image, rtol=1e-2, atol=1e-2)
+    assert np.all(np.isfinite(held_out.image))
+    assert MemoryBank(size=500).fit(features).info() == {"entries": 500, "search": "exact"}
