@@ -1,0 +1,248 @@
+"""Pictures a second in one process: the backbone alone, a whole verdict by stage, and anomalib's PatchCore.
+
+    python benchmarks/throughput.py                                         # some minutes
+    python benchmarks/throughput.py --anomalib-python VENV/bin/python       # with the peer
+    python benchmarks/throughput.py --quick                                 # a look at the script, no figures
+
+A product with all four detectors is fitted on a folder, with a bank of 10 % of its patches, as anomalib's. The VAE
+trains for seconds, since only its speed matters here. Every time is the median over many calls.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from common import (
+    Peer,
+    Weights,
+    as_jpegs,
+    auroc,
+    choose_pictures,
+    files_in,
+    find_weights,
+    fit_product,
+    gemm_peak,
+    heading,
+    median_seconds,
+    operations,
+    show,
+)
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ood_runners.artifacts import Stored
+    from ood_runners.pipeline import Product
+
+BATCHES = (1, 8)
+STAGES = ("decode", "resize", "backbone", "memory_bank", "mahalanobis", "softmax", "vae", "judge")
+CORESET = 0.1
+PATCHES = 784  # of a picture of 224 px
+BAR_BACKBONE, BAR_PEER = 0.70, 10.0
+
+
+def verdicts(product: Product, jpegs: Sequence[bytes], seconds: float) -> dict[str, float]:
+    """Median seconds of each stage of the verdicts, with maps, of a batch of JPEGs."""
+    from ood_runners import images
+    from ood_runners.pipeline import score_all
+
+    times: dict[str, list[float]] = defaultdict(list)
+
+    def once() -> None:
+        last = time.perf_counter()
+
+        def took(stage: str) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            times[stage].append(now - last)
+            last = now
+
+        decoded = [images.decode(data) for data in jpegs]
+        took("decode")
+        pictures = np.stack([images.resize(one, product.input_size) for one in decoded])
+        took("resize")
+        assert product.network is not None
+        features = product.network(pictures)
+        took("backbone")
+        scores = {}
+        for name, detector in product.detectors.items():
+            if name == "vae":
+                scores |= score_all(None, {name: detector}, pictures)
+            else:
+                scores[name] = detector.score(features)
+            took(name)
+        product.calibration.judge(scores)
+        product.anomaly_maps(scores, product.input_size)
+        took("judge")
+
+    median_seconds(once, seconds)
+    return {stage: float(np.median(times[stage][1:])) for stage in STAGES if stage in times}  # the first warms up
+
+
+def backbones(stored: Stored, product: Product, batch: int, seconds: float) -> dict[str, tuple[float, int]]:
+    """Pictures a second and operations a picture of the backbone alone, by name."""
+    import openvino as ov
+
+    from ood_runners.backbones import FeatureNetwork
+    from ood_runners.backbones.openvino_engine import build_graph, read_graph
+    from ood_runners.backbones.runtime import Tapping
+    from ood_runners.backbones.spec import GRAPH_FILE
+
+    wanted = stored.manifest.features
+    layers = tuple(dict.fromkeys((*wanted.patch_layers, *wanted.pooled_layers)))
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (batch, *product.input_size, 3), np.uint8)
+    graphs = {"float32": stored.backbone_path / GRAPH_FILE}
+    if (stored.path / GRAPH_FILE).is_file():
+        graphs["int8"] = stored.path / GRAPH_FILE
+    found = {}
+    for precision, graph in graphs.items():
+        # Pooled features stand for their layers: the network computes them, and hands out little.
+        for name, pooled, logits in (("as tapped", layers, wanted.logits), ("to layer3", ("layer2", "layer3"), False)):
+            network = FeatureNetwork.load(
+                stored.backbone_path,
+                size=product.input_size,
+                pooled_layers=pooled,
+                logits=logits,
+                device="cpu",
+                graph=graph,
+            )
+            rate = batch / median_seconds(lambda network=network: network(pictures), seconds)
+            tapping = Tapping(product.input_size, (), pooled, logits, None, 1)
+            model = build_graph(read_graph(graph, product.input_size), network.info, tapping)
+            model.reshape(ov.PartialShape([1, *product.input_size, 3]))
+            found[f"backbone {precision}, {name}"] = (rate, operations(model))
+    return found
+
+
+def scores_of(product: Product, files: Sequence[Path]) -> NDArray[np.float64]:
+    """Fused scores of pictures in files."""
+    from ood_runners import images
+
+    found = []
+    for file in files:
+        found += product.judge(images.resize(images.read(file), product.input_size)[np.newaxis])
+    return np.array([one.score for one in found])
+
+
+def with_peer(
+    peer: Peer, folder: Path, weights: Weights, jpegs: Sequence[bytes], scratch: Path, seconds: float
+) -> dict[int, float]:
+    """Pictures a second of anomalib's TorchInferencer by batch size, fitted on the same folder."""
+    fitted, wall = peer.run("fit", folder=str(folder), weights=str(weights.path))
+    print(f"anomalib: {fitted['entries']:,} entries, fitted in {fitted['fit']:.1f} s ({wall:.1f} s with imports)")
+    sent = scratch / "jpegs"
+    sent.mkdir()
+    for i, data in enumerate(jpegs):
+        (sent / f"{i:03}.jpg").write_bytes(data)
+    return {
+        batch: 1 / peer.run("rate", pictures=str(sent), seconds=max(seconds, 0.1), batch=batch)[0]["seconds"]
+        for batch in BATCHES
+    }
+
+
+def compare_auroc(peer: Peer, product: Product, folder: Path, most: int) -> tuple[float, float]:
+    """AUROC of the product's fused score and of anomalib's on at most `most` test pictures of each kind."""
+    test = folder / "test"
+    normal = files_in(test / "good")[:most]
+    strange = [file for file in files_in(test) if file.parent.name != "good"][:most]
+    theirs = peer.run("rank", normal=[*map(str, normal)], strange=[*map(str, strange)])[0]
+    ours = auroc(scores_of(product, normal), scores_of(product, strange))
+    return ours, auroc(np.array(theirs["normal"]), np.array(theirs["strange"]))
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="of each measurement")] = 5.0,
+    data: Annotated[Path | None, typer.Option(help="a folder in MVTec's layout; ball_screws or a made one")] = None,
+    precision: Annotated[str, typer.Option(help="of the product's backbone: int8 or float32")] = "int8",
+    anomalib_python: Annotated[str | None, typer.Option(help="an interpreter that has anomalib")] = None,
+    most: Annotated[int, typer.Option(help="test pictures of each kind for AUROC beside anomalib's; 0: none")] = 60,
+    quick: Annotated[bool, typer.Option(help="few pictures and short times: for a look at the script")] = False,
+) -> None:
+    """Measure pictures a second in one process."""
+    seconds = 0.2 if quick else seconds
+    with TemporaryDirectory(prefix="throughput-") as name:
+        scratch = Path(name)
+        home = scratch / "store"
+        os.environ["BENTOML_HOME"] = str(home)  # before anything imports BentoML
+        weights = find_weights(scratch)
+        folder, what = choose_pictures(data, scratch, 12 if quick else 209)
+        heading(weights.what, what)
+        bank = round(CORESET * PATCHES * len(files_in(folder / "train")))
+        fitted = fit_product(folder, home, "parts", weights, bank=bank, brief_vae=True, precision=precision)
+        from ood_runners.artifacts import read_version
+        from ood_runners.pipeline import Product
+
+        stored = read_version(fitted.tag)
+        product = Product.open(stored, "cpu")
+        print(f"bank of {bank:,} entries, {precision}; each measurement {seconds:g} s")
+        jpegs = as_jpegs(files_in(folder / "test"))
+        peak = gemm_peak(seconds)
+        pure = {batch: backbones(stored, product, batch, seconds) for batch in BATCHES}
+        stages = {batch: verdicts(product, [jpegs[i % len(jpegs)] for i in range(batch)], seconds) for batch in BATCHES}
+        report(peak, pure, stages, precision)
+        peer = Peer.find(anomalib_python, scratch / "anomalib")
+        if peer is not None:
+            rates = with_peer(peer, folder, weights, jpegs, scratch, seconds)
+            best = {batch: batch / without_vae(stages[batch]) for batch in BATCHES}
+            rows = [[f"anomalib, batch {batch}", f"{rate:.2f}"] for batch, rate in rates.items()]
+            show("anomalib's TorchInferencer in process, JPEG in", ["", "pictures/s"], rows)
+            ratio = max(best.values()) / max(rates.values())
+            print(f"whole verdict / anomalib, each at its better batch size: {ratio:.1f} (bar {BAR_PEER:g})")
+            if most:
+                ours, theirs = compare_auroc(peer, product, folder, 4 if quick else most)
+                print(f"image AUROC on the same test pictures: {ours:.3f}, anomalib {theirs:.3f}")
+
+
+def without_vae(stages: dict[str, float]) -> float:
+    """Seconds of all stages but the VAE's."""
+    return sum(value for stage, value in stages.items() if stage != "vae")
+
+
+def report(
+    peak: float,
+    pure: dict[int, dict[str, tuple[float, int]]],
+    stages: dict[int, dict[str, float]],
+    precision: str,
+) -> None:
+    """Print rates, stages and ratios."""
+    print(f"float32 matrix product: {peak / 1e9:.0f} GFLOP/s")
+    columns = ["", *(f"pictures/s, batch {batch}" for batch in pure), "GFLOP a picture", "of the float32 peak"]
+    rows = []
+    for name, (_, count) in next(iter(pure.values())).items():
+        rates = [found[name][0] for found in pure.values()]
+        share = max(rates) * count / peak
+        rows.append([name, *(f"{rate:.1f}" for rate in rates), f"{count / 1e9:.2f}", f"{share:.0%}"])
+    kinds: list[tuple[str, Callable[[dict[str, float]], float]]] = [
+        ("whole verdict, without the VAE", without_vae),
+        ("whole verdict, with the VAE", lambda times: sum(times.values())),
+    ]
+    for name, total in kinds:
+        rows.append([name, *(f"{batch / total(times):.1f}" for batch, times in stages.items()), "", ""])
+    show("Pictures a second", columns, rows)
+    columns = ["stage", *(f"{part}, batch {batch}" for batch in stages for part in ("ms a picture", "share"))]
+    rows = []
+    for stage in next(iter(stages.values())):
+        row = [stage]
+        for batch, times in stages.items():
+            row += [f"{times[stage] / batch * 1000:.2f}", f"{times[stage] / sum(times.values()):.0%}"]
+        rows.append(row)
+    show("Where the time goes", columns, rows)
+    for batch, times in stages.items():
+        rate = batch / without_vae(times)
+        alone = pure[batch].get(f"backbone {precision}, as tapped")
+        if alone is not None:
+            bar = f" (bar {BAR_BACKBONE:.2f})" if precision == "int8" else ""
+            print(f"batch {batch}: whole verdict / pure {precision} backbone: {rate / alone[0]:.2f}{bar}")
+        print(f"batch {batch}: the VAE takes {times.get('vae', 0) / sum(times.values()):.0%} of the time with it")
+
+
+if __name__ == "__main__":
+    typer.run(main)
