@@ -24,6 +24,7 @@ from ood_runners import images
 
 WITHOUT = ["memory_bank", "mahalanobis", "softmax"]
 WITH = ["memory_bank", "mahalanobis", "vae", "softmax"]
+AGAIN = "without VAE, again with another head"
 BAR = 5.0
 MIB = 2**20
 DISTINCT = 20  # generated scenes; other pictures are these, turned, shifted and with noise of their own
@@ -78,12 +79,13 @@ def main(
         what = f"{len(files_in(folder / 'train'))} normals in {folder.name}" + ("" if data else f" of {side} x {side}")
         heading(weights.what, what)
         kinds = {"without VAE": WITHOUT} | ({"with VAE": WITH} if vae else {})
-        fits = {}
-        for i, (kind, detectors) in enumerate(kinds.items()):
-            fits[kind] = fit_product(
-                folder, scratch / f"store{i}", "parts", weights, detectors=detectors, brief_vae=quick
-            )
-        show("Seconds of a fit", ["stage", *fits], columns_of(fits))
+        fits = {
+            kind: fit_product(folder, scratch / kind, "parts", weights, detectors=detectors, brief_vae=quick)
+            for kind, detectors in kinds.items()
+        }
+        # The same store again: features are there, what they are fitted to may be another.
+        again = fit_product(folder, scratch / "without VAE", "parts", weights, detectors=WITHOUT, head="energy")
+        show("Seconds of a fit", ["stage", *fits, AGAIN], columns_of(fits | {AGAIN: again}))
         beside_peer(Peer.find(anomalib_python, scratch / "anomalib"), folder, weights, fits)
         if many:
             grown(scratch, weights, [int(number) for number in many.split(",")], many_size)

@@ -59,7 +59,9 @@ def measure(url: str, jpegs: list[bytes], product: str, clients: int, seconds: f
     passed = max((stats.total.last_request_timestamp or 0) - stats.total.start_time, 1e-9)
     answered = taken.num_requests - taken.num_failures
     p50, p99 = (float(taken.get_response_time_percentile(share) or 0) for share in (0.5, 0.99))
-    return Measured(clients, answered / passed, p50, p99, stats.total.num_failures, refused, cores)
+    found = Measured(clients, answered / passed, p50, p99, stats.total.num_failures, refused, cores)
+    print(f"{clients} clients: {found.rate:.1f} pictures/s, p50 {p50:.0f} ms, p99 {p99:.0f} ms", flush=True)
+    return found
 
 
 def main(
@@ -90,6 +92,7 @@ def main(
         print(f"{', '.join(detectors)}; bank of {bank:,} entries; {precision}; {len(jpegs)} JPEGs of 512 px; Locust")
         found: dict[str, list[Measured]] = {}
         for profile in profiles.split(","):
+            print(f"{profile}:", flush=True)
             with serving(home, log, f"profile={profile}") as (url, _):
                 found[profile] = [measure(url, jpegs, "parts", number, seconds) for number in numbers]
         alone = 0.0
@@ -102,6 +105,7 @@ def main(
                 (sent / f"{i:03}.jpg").write_bytes(jpeg)
             alone = 1 / peer.run("rate", pictures=str(sent), seconds=seconds)[0]["seconds"]
             for kind in ["torch", *(["openvino"] if anomalib_openvino else [])]:
+                print(f"anomalib ({kind}):", flush=True)
                 found[f"anomalib ({kind})"] = behind_bentoml(peer, home, log, kind, jpegs, numbers, seconds)
         rows = [one.row(name) for name, measured in found.items() for one in measured]
         show("Over HTTP", COLUMNS, rows)
