@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -148,12 +149,20 @@ def evaluate(
     scores: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one CSV row a picture here.", show_default=False)
     ] = None,
+    learning_curve: Annotated[
+        bool, typer.Option("--learning-curve", help="Report too how many normal pictures are enough.")
+    ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Report too what other light or another camera does to normal pictures."),
+    ] = False,
 ) -> None:
     """Judge a folder's test pictures and report how well the version tells normal from anomalous.
 
     \b
       evaluate photos/hazelnut --product hazelnut --html report.html
       evaluate photos/hazelnut --product hazelnut:VERSION --json metrics.json --scores scores.csv
+      evaluate photos/hazelnut --product hazelnut --learning-curve --robustness --html report.html
     """
     for file in filter(None, (json, html, scores)):
         if not file.parent.is_dir():  # said now, not after minutes of work
@@ -165,7 +174,17 @@ def evaluate(
 
     dataset = discover(data)
     opened = Product.open(read_version(product))
-    evaluation = evaluate_product(opened, dataset, alpha=alpha, progress=progress_for())
+    progress = progress_for()
+    evaluation = evaluate_product(opened, dataset, alpha=alpha, progress=progress)
+    if learning_curve:
+        from ood_runners.training.learning import learning_curve as measure_learning
+
+        evaluation = replace(evaluation, learning=measure_learning(opened, dataset, progress=progress))
+    if robustness:
+        from ood_runners.training.robustness import robustness as measure_robustness
+
+        found = measure_robustness(opened, dataset, alpha=evaluation.alpha, progress=progress)
+        evaluation = replace(evaluation, robustness=found)
     for line in evaluation.lines():
         typer.echo(line)
     if json is not None:

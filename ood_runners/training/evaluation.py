@@ -8,9 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ood_runners.training.metrics import Metric, Proportion
+
+if TYPE_CHECKING:
+    from ood_runners.training.learning import LearningCurve
+    from ood_runners.training.robustness import Robustness
 
 FUSED = "fused"
 ANOMALOUS = "anomalous"
@@ -106,6 +110,7 @@ class Evaluation:
     by_defect : measures of the fused score for each defect folder against all normal pictures
     false_alarms : flagged pictures among the normal ones
     accuracy : share of pictures whose predicted class is their folder's, where the product knows classes
+    learning, robustness : further reports, where they were asked for
     """
 
     product: str
@@ -122,6 +127,8 @@ class Evaluation:
     skipped: Sequence[Skipped]
     notes: Sequence[str]
     timings: Timings
+    learning: LearningCurve | None = None
+    robustness: Robustness | None = None
 
     @property
     def detectors(self) -> list[str]:
@@ -168,12 +175,8 @@ class Evaluation:
             table = [["", *TITLES.values()]]
             for name, measured in [*self.overall.items(), *folders.items()]:
                 table.append([name, *(show(name, figure) for name, figure in measured.figures().items())])
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        rows = [
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-            for row in table
-        ]
-        return [*filter(None, sentences), *rows, *self.notes]
+        further = [line for one in (self.learning, self.robustness) if one is not None for line in ["", *one.lines()]]
+        return [*filter(None, sentences), *aligned(table), *self.notes, *further]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -190,6 +193,8 @@ class Evaluation:
             "notes": list(self.notes),
             "skipped": [asdict(file) for file in self.skipped],
             "timings": asdict(self.timings),
+            "learning_curve": None if self.learning is None else self.learning.to_dict(),
+            "robustness": None if self.robustness is None else self.robustness.to_dict(),
             "pictures": [_row_dict(row) for row in self.rows],
         }
 
@@ -216,6 +221,15 @@ def _row_dict(row: Row) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """A table's rows as lines of even columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in table
+    ]
 
 
 def percent(share: float) -> str:

@@ -15,7 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from ood_runners.calibration import needed_for
+from ood_runners.calibration.guarantee import attainable_alpha
 from ood_runners.training.evaluation import FUSED, Evaluation
+from ood_runners.training.learning import LearningCurve
+from ood_runners.training.robustness import Robustness
 
 # Matplotlib wants colours it knows; these stand for the page's CSS variables and are replaced in the SVG, so
 # that one page is right on a light screen, a dark one and on paper.
@@ -116,6 +120,56 @@ def uniformity(evaluation: Evaluation) -> str:
         axes.set(xlabel="p-value", ylabel="share of normal pictures", xlim=(-0.02, 1.02), ylim=(-0.02, 1.03))
         axes.legend(loc="lower right")
         return _svg(figure, "uniformity")
+
+
+def learning(curve: LearningCurve) -> str:
+    """AUROC of synthetic defects, and the attainable alpha, against the number of normal pictures."""
+    counts = [point.pictures for point in curve.points]
+    needed = needed_for(curve.alpha)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10.4, 2.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        aurocs = np.array([point.auroc for point in curve.points])
+        spread = np.array([point.deviation for point in curve.points])
+        low, high = aurocs - spread, np.minimum(aurocs + spread, 1)
+        left.fill_between(counts, low, high, color=_COLOURS["normal"], alpha=0.2, linewidth=0)
+        left.plot(counts, aurocs, color=_COLOURS["normal"], marker="o", markersize=4)
+        left.set(xlabel="normal pictures", ylabel="AUROC of synthetic defects")
+        every = np.unique(np.geomspace(counts[0], max(counts[-1], needed), 100).astype(int))
+        alphas = [100 * attainable_alpha(curve.alpha, int(count)) for count in every]
+        right.plot(every, alphas, color=_COLOURS["normal"])
+        right.plot(counts, [100 * point.alpha for point in curve.points], "o", color=_COLOURS["normal"], markersize=4)
+        right.axhline(100 * curve.alpha, color=_COLOURS["ink"], linewidth=1, linestyle="--")
+        right.set(xlabel="normal pictures", ylabel="attainable alpha (%)", yscale="log")
+        right.yaxis.set_major_formatter("{x:g}")
+        ticks = [*counts, *([needed] if needed > counts[-1] else [])]
+        for axes, marks in ((left, counts), (right, ticks)):
+            axes.set_xscale("log")
+            axes.set_xticks(marks, [f"{mark:,}" for mark in marks])
+            axes.set_xticks([], minor=True)
+        return _svg(figure, "learning")
+
+
+def robustness(found: Robustness) -> str:
+    """False-alarm rate with its interval, and the median score, under each change; in colour where alpha is broken."""
+    rows = [found.unchanged, *found.changed]
+    gaps = np.cumsum([i > 0 and rows[i].change != rows[i - 1].change for i in range(len(rows))])
+    heights = np.arange(len(rows)) + 0.5 * gaps
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10.4, 0.6 + 0.19 * heights[-1]), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for one, height in zip(rows, heights, strict=True):
+            colour, alarms = _COLOURS["defect" if one.breaks(found.alpha) else "normal"], one.false_alarms
+            left.plot([100 * alarms.low, 100 * alarms.high], [height, height], color=colour, linewidth=1.2)
+            left.plot(100 * alarms.count / alarms.total, height, "o", color=colour, markersize=5)
+            right.plot(one.score, height, "o", color=colour, markersize=5)
+        left.axvline(100 * found.alpha, color=_COLOURS["ink"], linewidth=1, linestyle="--")
+        right.axvline(found.unchanged.score, color=_COLOURS["ink"], linewidth=1, linestyle=":")
+        left.set_yticks(heights, [one.label for one in rows])
+        left.invert_yaxis()
+        left.set(xlabel="false alarms (%), 95 % interval; dashed: alpha", xlim=(-2, 102))
+        right.set(xlabel="median score; dotted: unchanged")
+        return _svg(figure, "robustness")
 
 
 def scores_of(evaluation: Evaluation, name: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

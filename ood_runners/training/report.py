@@ -72,6 +72,8 @@ def render(evaluation: Evaluation, product: Product) -> str:
         histograms=[(n, Markup(plots.histogram(evaluation, n))) for n in evaluation.overall],
         roc=Markup(plots.roc(evaluation)) if both else None,
         uniformity=Markup(plots.uniformity(evaluation)) if fused.normals else None,
+        learning=None if evaluation.learning is None else Markup(plots.learning(evaluation.learning)),
+        robustness=None if evaluation.robustness is None else Markup(plots.robustness(evaluation.robustness)),
         scale=_scale(),
         groups=[
             Group(title, remark, [_example(evaluation, row, product) for row in rows])

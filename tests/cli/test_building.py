@@ -89,6 +89,7 @@ def test_an_evaluation_writes_what_it_was_asked_for(shop: Shop, tmp_path: Path) 
     status, lines, _ = shop.run(
         "evaluate", shop.data, "--product", shop.second, "--alpha", "0.2",
         "--json", files["m.json"], "--html", files["r.html"], "--scores", files["s.csv"],
+        "--learning-curve", "--robustness",
     )  # fmt: skip
     assert status == 0
     assert lines[-3:] == [str(files[name]) for name in ("m.json", "s.csv", "r.html")]
@@ -96,6 +97,10 @@ def test_an_evaluation_writes_what_it_was_asked_for(shop: Shop, tmp_path: Path) 
     assert metrics["product"].endswith(shop.second)
     assert metrics["alpha"] == pytest.approx(0.2)
     assert metrics["overall"]["fused"]["image_auroc"] > 0.5
+    assert [point["pictures"] for point in metrics["learning_curve"]["points"]] == [5, 10, 19]
+    assert metrics["learning_curve"]["advice"] in lines
+    assert len(metrics["robustness"]["changes"]) == 25
+    assert metrics["robustness"]["advice"] in lines
     rows = list(csv.DictReader(files["s.csv"].open()))
     assert len(rows) == 6 + 2 * len([folder for folder in (shop.data / "test").iterdir() if folder.name != "good"])
     assert {"path", "label", "verdict", "p_value", "score", "memory_bank_score", "mahalanobis_p_value"} <= set(rows[0])
