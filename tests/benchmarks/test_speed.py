@@ -16,6 +16,8 @@ import pytest
 from openvino import opset13 as ops
 from sklearn.metrics import roc_auc_score
 
+from ood_runners import images
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -74,6 +76,21 @@ def test_the_median_leaves_the_first_call_out(load: Callable[[str], ModuleType])
     common.time = type("Clock", (), {"perf_counter": staticmethod(lambda: next(clock))})
     assert common.median_seconds(lambda: calls.append(1), seconds=0.0) == pytest.approx(2.0)
     assert len(calls) == 4
+
+
+def test_curves_have_a_point_for_each_size_and_are_drawn(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    curves = load("curves")
+    rng = np.random.default_rng(0)
+    (tmp_path / "a.png").write_bytes(images.encode_png(rng.integers(0, 256, (40, 50, 3), np.uint8)))
+    made = [
+        curves.over_banks([40, 3_000], 0.0, 1e9),
+        curves.over_sent([32, 64], [tmp_path / "a.png"], (32, 32), 0.0),
+    ]
+    for curve in made:
+        assert len(curve.x) == 2
+        assert all(len(values) == 2 and min(values) > 0 for values in curve.y.values())
+    curves.plot(made, tmp_path / "drawn.png")
+    assert images.read(tmp_path / "drawn.png").shape[0] > 300
 
 
 def test_made_pictures_are_different_and_the_same_again(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
