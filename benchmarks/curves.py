@@ -149,8 +149,9 @@ def plot(curves: list[Curve], path: Path) -> None:
             chosen = right if right is not None and name in others else axis
             style = "--" if name in others else "-"
             chosen.plot(curve.x, values, style, marker="o", color=f"C{i}", label=name)
-            chosen.set_ylim(bottom=0)
-        axis.set(title=curve.title, xlabel=curve.x_label, xscale="log", xticks=curve.x)
+        for one in filter(None, (axis, right)):
+            one.set_ylim(bottom=0)  # once all lines are there: it ends the choice of limits
+        axis.set(title=curve.title, xlabel=curve.x_label, ylabel=curve.y_label, xscale="log", xticks=curve.x)
         axis.set_xticks(curve.x, [f"{x:,.0f}" for x in curve.x], minor=False)
         axis.minorticks_off()
         lines = [line for one in (axis, right) if one is not None for line in one.get_lines()]

@@ -44,7 +44,7 @@ def over_clients(numbers: list[int], home: Path, log: Path, jpegs: list[bytes], 
             found["pictures/s"].append((taken.num_requests - taken.num_failures) / passed)
             for name, share in (("p50 ms", 0.5), ("p99 ms", 0.99)):
                 found[name].append(float(taken.get_response_time_percentile(share) or 0))
-    return Curve("Clients, fused profile", "clients", "", [*map(float, numbers)], found)
+    return Curve("Clients", "clients", "of the fused profile", [*map(float, numbers)], found)
 
 
 def main(
