@@ -95,6 +95,14 @@ def fit(
     precision: Annotated[
         str, typer.Option(help="Of the backbone: float32; int8, faster on a CPU; auto takes int8 where it is as good.")
     ] = "auto",
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="light",
+            help="Fit on each picture 15 % darker and brighter as well: fewer false alarms under other light.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Fit a new version of a product from a folder of normal pictures, and put it into production.
 
@@ -125,6 +133,7 @@ def fit(
         promote=promote,
         device=device,
         precision=precision,
+        augment=augment,
         progress=progress_for(),
     )
     for line in result.lines:

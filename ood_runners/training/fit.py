@@ -28,6 +28,7 @@ from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
 from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PROJECTION, Product, place
+from ood_runners.training.augment import AUGMENTED, LIGHT, PERCENT, check_augment, fit_held_out, under_light
 from ood_runners.training.datasets import Dataset, discover
 from ood_runners.training.extract import StoredBackbone, store_backbone
 from ood_runners.training.pictures import TrainingPictures, read_training
@@ -64,6 +65,7 @@ def fit(
     promote: bool = True,
     device: str = "auto",
     precision: str = "auto",
+    augment: str | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Fit detectors on a folder's normal pictures, calibrate them and store them as a new version.
@@ -80,6 +82,7 @@ def fit(
     promote : put the version into production
     device : "auto", "cpu" or "cuda"
     precision : of the backbone: "float32", "int8" (on a CPU), or "auto": int8 where it costs no accuracy
+    augment : "light" fits the memory bank and the Gaussians on each picture darker and brighter as well
 
     Raises
     ------
@@ -89,6 +92,7 @@ def fit(
     progress = progress or SilentProgress()
     check_product(product)
     names = _check(detectors, alpha, head)
+    check_augment(augment, names)
     precision = _precision(precision, device)
     dataset = discover(folder)
     check_writable()
@@ -101,7 +105,7 @@ def fit(
             stage.advance(note=stored_backbone.info.origin)
         names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
         fitting = _Fitting(
-            dataset, pictures, stored_backbone, names, head, size, alpha, seed, device, precision, progress
+            dataset, pictures, stored_backbone, names, head, size, alpha, seed, device, precision, progress, augment
         )
         fitted = fitting.run(scratch)
         with open_writer(product) as writer:
@@ -138,6 +142,7 @@ class _Fitting:
     device: str
     precision: str
     progress: Progress
+    augment: str | None = None
 
     def run(self, scratch: Path) -> _Fitted:
         seconds: dict[str, float] = {}
@@ -155,11 +160,15 @@ class _Fitting:
         )
         features = prepared.features
         clock("features")
+        light = None
+        if self.augment == LIGHT:
+            light = under_light(prepared, self.training.pictures, scratch, self.progress)
+            clock(LIGHT)
         labels = self.training.labels(self.dataset.classes)
         detectors: dict[str, Detector] = {}
         held_out: dict[str, Scores] = {}
         for name in self.names:
-            detectors[name], held_out[name] = self._fit_detector(name, features, labels, rng)
+            detectors[name], held_out[name] = self._fit_detector(name, features, light, labels, rng)
             clock(name)
         with self.progress.stage("calibration", total=1) as stage:
             fusion = fusion_weights(
@@ -171,7 +180,12 @@ class _Fitting:
         return _Fitted(detectors, held_out, calibration, prepared, seconds)
 
     def _fit_detector(
-        self, name: str, features: Features, labels: NDArray[np.int64] | None, rng: np.random.Generator
+        self,
+        name: str,
+        features: Features,
+        light: Features | None,
+        labels: NDArray[np.int64] | None,
+        rng: np.random.Generator,
     ) -> tuple[Detector, Scores]:
         detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": self.seed}))
         place(detector, self.device, None)
@@ -184,10 +198,14 @@ class _Fitting:
             if isinstance(detector, MemoryBank):
                 # Choosing the bank is the long part of its fit, and it counts entries from 0.
                 chosen = _Counter(stage)
-                return detector, detector.fit_held_out(features, folds, labels, progress=chosen)
+                return detector, fit_held_out(detector, features, light, folds, labels, progress=chosen)
             if isinstance(detector, Vae):
                 detector.progress = lambda epoch, epochs, loss: stage.advance(note=f"loss {loss:.3g}", total=epochs)
-            return detector, detector.fit_held_out(features, folds, labels)
+            return detector, fit_held_out(detector, features, light, folds, labels)
+
+    def _augmentation(self, name: str) -> dict[str, Any]:
+        augmented = self.augment == LIGHT and name in AUGMENTED
+        return {"augment": {"brightness_percent": list(PERCENT)}} if augmented else {}
 
     def write(
         self, writer: VersionWriter, product: str, fitted: _Fitted, notes: Sequence[str], started: float
@@ -221,7 +239,10 @@ class _Fitting:
                 "input": {"height": self.size[0], "width": self.size[1]},
                 "features": fitted.prepared.wanted,
                 "detectors": {
-                    name: {"params": detector.params(), "info": {"weight": calibration.weights[name]} | detector.info()}
+                    name: {
+                        "params": detector.params(),
+                        "info": {"weight": calibration.weights[name]} | detector.info() | self._augmentation(name),
+                    }
                     for name, detector in fitted.detectors.items()
                 },
                 "calibration": {

@@ -76,7 +76,7 @@ class LearningCurve:
         first, last, enough = self.points[0], self.points[-1], self.enough()
         grown = f"{first.auroc:.3f} with {first.pictures}, {last.auroc:.3f} with {last.pictures}"
         if enough is None:
-            text = f"Accuracy still grows with every step ({grown}): more normal pictures will help."
+            text = f"Accuracy still grows at the end ({grown}): more normal pictures will help."
         elif enough is first:
             text = f"From {plural(enough.pictures, 'picture')} on, more of them hardly help accuracy ({grown})."
         else:

@@ -97,7 +97,7 @@ def made(*aurocs: float, pictures: int = 50) -> LearningCurve:
 def test_advice() -> None:
     rising = made(0.7, 0.8, 0.9)
     assert rising.enough() is None
-    assert rising.advice().startswith("Accuracy still grows with every step (0.700 with 5, 0.900 with 20)")
+    assert rising.advice().startswith("Accuracy still grows at the end (0.700 with 5, 0.900 with 20)")
     levels_off = made(0.7, 0.895, 0.9)
     assert levels_off.enough() == levels_off.points[1]
     assert "fewer than 10 pictures, adding more helps" in levels_off.advice()
