@@ -75,6 +75,12 @@ def test_more_kinds_of_normal_pictures_seen_is_a_higher_auroc(curve: LearningCur
     assert curve.pictures == 60  # that can be read
 
 
+def test_no_picture_is_judged_by_what_was_fitted_on_it(tmp_path: Path) -> None:
+    """Pictures of which no two are alike stay as strange as their defects, unless they are fitted on themselves."""
+    curve = learning_curve(made_product(MemoryBank(size=2_000)), parts(tmp_path, 30, 30))
+    assert curve.points[-1].auroc < 0.82
+
+
 def test_one_seed_gives_one_curve(tmp_path: Path) -> None:
     dataset, product = parts(tmp_path, 15, 3), made_product(MemoryBank(size=100))
     assert learning_curve(product, dataset) == learning_curve(product, dataset)
