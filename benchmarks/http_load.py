@@ -14,6 +14,8 @@ from locust.exception import StopUser
 from locust.stats import RequestStats
 from urllib3 import encode_multipart_formdata
 
+PATIENCE_S = 60.0
+
 
 def client_class(url: str, pictures: list[bytes], product: str, tickets: Iterator[int], refused: list[int]) -> type:
     """A Locust user who sends one picture after the other for as long as there are tickets."""
@@ -23,7 +25,7 @@ def client_class(url: str, pictures: list[bytes], product: str, tickets: Iterato
 
     class Client(locust.FastHttpUser):
         host = url
-        network_timeout = connection_timeout = 60.0
+        network_timeout = connection_timeout = PATIENCE_S
 
         @locust.task
         def detect(self) -> None:
@@ -55,7 +57,8 @@ def send(
     """Send `requests` requests from `clients` clients at once; Locust's statistics, and how many were refused."""
     refused: list[int] = []
     user = client_class(url, pictures, product, iter(range(requests)), refused)
-    environment = Environment(user_classes=[user])
+    # Who waits for an answer when the time is up still gets it: the next measurement finds the server idle.
+    environment = Environment(user_classes=[user], stop_timeout=PATIENCE_S)
     runner = environment.create_local_runner()
     environment.stats.use_response_times_cache = False
     runner.start(clients, spawn_rate=clients)

@@ -101,6 +101,23 @@ def test_made_pictures_are_different_and_the_same_again(load: Callable[[str], Mo
     assert made == [file.read_bytes() for file in sorted(second.rglob("*.jpg"))]
 
 
+def test_a_fit_is_told_by_stage_with_what_no_stage_accounts_for(load: Callable[[str], ModuleType]) -> None:
+    fitted = load("common").Fitted
+    fits = {
+        "plain": fitted("t", 9.0, {"features": 2.0, "memory_bank": 3.0, "all": 6.5}, 2**20),
+        "with": fitted("t", 20.0, {"features": 2.0, "memory_bank": 3.0, "vae": 8.0, "all": 14.0}, 3 * 2**20),
+    }
+    assert load("fit").columns_of(fits) == [
+        ["features", "2.0", "2.0"],
+        ["memory_bank", "3.0", "3.0"],
+        ["vae", "0.0", "8.0"],
+        ["reading, backbone, writing", "1.5", "1.0"],
+        ["all", "6.5", "14.0"],
+        ["with imports", "9.0", "20.0"],
+        ["peak memory, MiB", "1", "3"],
+    ]
+
+
 def test_weights_without_the_shared_folder_load_as_resnet50(
     load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
