@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from ood_runners.calibration.calibrator import Calibrator
 from ood_runners.calibration.fusion import fuse, fuse_held_out
 from ood_runners.calibration.guarantee import attainable_alpha
 from ood_runners.calibration.map_scale import FloatMap, MapScale, combine, fit_scale, highest_of
+from ood_runners.calibration.weights import weights_from_probes
 from ood_runners.errors import BadParameter
 from ood_runners.features import Scores
 
@@ -68,10 +70,22 @@ class Calibration:
 
     @classmethod
     def fit(
-        cls, held_out: Mapping[str, Scores], weights: Mapping[str, float], size: tuple[int, int], alpha: float
+        cls,
+        held_out: Mapping[str, Scores],
+        weights: Mapping[str, float],
+        size: tuple[int, int],
+        alpha: float,
+        *,
+        probes: Mapping[str, Scores] | None = None,
     ) -> Self:
-        """From each detector's held-out scores of the same n normal pictures; maps are calibrated at `size`."""
-        images = {name: scores.image.astype(np.float64) for name, scores in held_out.items()}
+        """From each detector's held-out scores of the same n normal pictures; maps are calibrated at `size`.
+
+        `probes` are the detectors' scores of synthetic defects, held out likewise; with them `weights` are what to
+        start from, and those in force follow from how well each detector tells the probes from the normals.
+        """
+        images = _images(held_out)
+        weigh = partial(weights_from_probes, weights, _images(probes)) if probes else lambda _: weights
+        weights = weigh(images)
         n = len(next(iter(images.values())))
         attained = attainable_alpha(alpha, n)
         scales = {
@@ -89,7 +103,7 @@ class Calibration:
             alpha_requested=alpha,
             weights=dict(weights),
             calibrators={name: Calibrator.fit(values) for name, values in images.items()},
-            fused=Calibrator.fit(fuse_held_out(images, weights)),
+            fused=Calibrator.fit(fuse_held_out(images, weigh)),
             scales=scales,
             highest=highest,
         )
@@ -101,9 +115,7 @@ class Calibration:
         exponential, gives it less than one chance in 1,000 of turning up anywhere among n pictures.
         `held_out` is what `fit` was given.
         """
-        fused = fuse_held_out(
-            {name: scores.image.astype(np.float64) for name, scores in held_out.items()}, self.weights
-        )
+        fused = fuse_held_out(_images(held_out), lambda _: self.weights)
         order = np.argsort(-fused, kind="stable")
         # Each of the strangest against all those below it, so that two of a kind do not hide each other.
         strange = 0
@@ -134,7 +146,7 @@ class Calibration:
             `alpha` is outside (0, 1), or smaller than n calibration pictures can decide at.
         """
         level = self.check_alpha(alpha)
-        images = {name: scores[name].image.astype(np.float64) for name in self.names}
+        images = _images({name: scores[name] for name in self.names})
         fused = fuse(self.calibrators, self.weights, images)
         p_fused = self.fused.p_value(fused)
         p_each = {name: self.calibrators[name].p_value(values) for name, values in images.items()}
@@ -223,6 +235,10 @@ class Calibration:
             scales={name: MapScale(*map(float, scale[i])) for i, name in rows.items() if np.isfinite(scale[i]).all()},
             highest=Calibrator(arrays["highest"]) if len(arrays["highest"]) else None,
         )
+
+
+def _images(scores: Mapping[str, Scores]) -> dict[str, NDArray[np.float64]]:
+    return {name: one.image.astype(np.float64) for name, one in scores.items()}
 
 
 def _stretched(scale: MapScale, factor: float) -> MapScale:

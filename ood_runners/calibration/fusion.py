@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ood_runners.calibration.calibrator import Calibrator
 
 MAX_GROUPS = 200
+Weigh = Callable[[Mapping[str, NDArray[np.floating]]], Mapping[str, float]]
 
 
 def fuse(
@@ -23,17 +24,19 @@ def fuse(
     return np.sum([weights[name] * calibrators[name].surprise(scores[name]) for name in calibrators], axis=0)
 
 
-def fuse_held_out(scores: Mapping[str, NDArray[np.floating]], weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """The fused score of each calibration picture, by calibrators that have not seen it: float64 (n,).
+def fuse_held_out(scores: Mapping[str, NDArray[np.floating]], weigh: Weigh) -> NDArray[np.float64]:
+    """The fused score of each calibration picture, by calibrators and weights that have not seen it: float64 (n,).
 
     Calibrators fitted without the picture (without its group of 1 in 200 where there are more) treat it as
-    they will treat a new one; a picture ranked among scores that include its own would look less strange.
+    they will treat a new one; a picture ranked among scores that include its own would look less strange. The same
+    goes for the weights: `weigh` gives them from the scores of normal pictures, and is given those of the others.
     """
     n = len(next(iter(scores.values())))
     groups = np.arange(n) % MAX_GROUPS
     fused = np.empty(n)
     for group in range(min(n, MAX_GROUPS)):
         inside = groups == group
-        rest = {name: Calibrator.fit(values[~inside]) for name, values in scores.items()}
-        fused[inside] = fuse(rest, weights, {name: values[inside] for name, values in scores.items()})
+        others = {name: values[~inside] for name, values in scores.items()}
+        rest = {name: Calibrator.fit(values) for name, values in others.items()}
+        fused[inside] = fuse(rest, weigh(others), {name: values[inside] for name, values in scores.items()})
     return fused

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ CATEGORIES = {"memory_bank": 0.02, "mahalanobis": 0.1, "vae": 0.02, "softmax": 1
 FOLDERS = CATEGORIES | {"mahalanobis": 0.5}
 MIN_CONFIDENCE = 0.5
 MIN_CATEGORIES = 10
+SHARPNESS = 2.0
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 def knows_pictures(logits: NDArray[np.floating] | None) -> bool:
@@ -39,3 +42,26 @@ def fusion_weights(names: Iterable[str], *, folders: bool, categories: bool) -> 
     """
     table = FOLDERS if folders else CATEGORIES if categories else INSPECTION
     return {name: table[name] for name in names}
+
+
+def weights_from_probes(
+    prior: Mapping[str, float], probes: Mapping[str, NDArray[np.floating]], normals: Mapping[str, NDArray[np.floating]]
+) -> dict[str, float]:
+    """The prior weights, less for each detector that tells synthetic defects from normals worse than the best does.
+
+    Synthetic defects are no real ones: they say which detectors see little in these pictures, not by how much the
+    others differ. So a detector keeps its prior weight times the square of its skill's share of the best one's,
+    skill being ``2 AUROC - 1``. Both mappings hold scores, float (m,) and (n,), by detector.
+    """
+    skill = {name: max(0.0, 2 * _auroc(normals[name], probes[name]) - 1) for name in prior}
+    best = max(skill.values())
+    if best <= 0:
+        return dict(prior)
+    return {name: weight * (skill[name] / best) ** SHARPNESS for name, weight in prior.items()}
+
+
+def _auroc(normals: NDArray[np.floating], probes: NDArray[np.floating]) -> float:
+    """The chance that a probe outscores a normal picture, ties as one half."""
+    ordered = np.sort(normals)
+    below, upto = (np.searchsorted(ordered, probes, side=side) for side in _SIDES)
+    return float((below + upto).mean() / (2 * len(ordered)))

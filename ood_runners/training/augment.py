@@ -68,7 +68,8 @@ def fit_held_out(
     labels: NDArray[np.int64] | None,
     **options: Any,
 ) -> Scores:
-    """As the detector's own, with what `under_light` gave where the detector takes it; the scores are of `features`."""
+    """As the detector's own, with what `under_light` gave where the detector takes it; the scores are of `features`
+    and, after them, of the probes."""
     if light is None or detector.name not in AUGMENTED:
         return detector.fit_held_out(features, folds, labels, **options)
     n = len(features)
@@ -77,4 +78,4 @@ def fit_held_out(
     scores = detector.fit_held_out(light, np.tile(folds, copies), repeated, **options)
     if isinstance(detector, MemoryBank):
         detector.source_[:, 0] %= n  # the picture that the variant was made from
-    return scores[:n]
+    return Scores.concatenate([scores[:n], scores[len(light) :]])  # those of the probes, where there are any

@@ -23,6 +23,7 @@ from ood_runners.backbones.runtime import choose_device
 from ood_runners.calibration import Calibration, certificate, needed_for
 from ood_runners.calibration.weights import fusion_weights, knows_pictures
 from ood_runners.detectors import DETECTORS, Detector, MemoryBank, Softmax, Vae
+from ood_runners.detectors.base import Probes
 from ood_runners.detectors.heads import HEADS, Linear
 from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
@@ -33,6 +34,7 @@ from ood_runners.training.datasets import Dataset, discover
 from ood_runners.training.extract import StoredBackbone, store_backbone
 from ood_runners.training.pictures import TrainingPictures, read_training
 from ood_runners.training.prepare import Prepared, prepare
+from ood_runners.training.probes import make_probes
 from ood_runners.training.progress import Progress, SilentProgress, Stage
 
 FOLDS = 10
@@ -165,16 +167,23 @@ class _Fitting:
             light = under_light(prepared, self.training.pictures, scratch, self.progress)
             clock(LIGHT)
         labels = self.training.labels(self.dataset.classes)
+        folders, categories = bool(self.dataset.classes), knows_pictures(features.logits)
+        probes = None
+        if len(self.names) > 1 and not (folders or categories):  # a scratch does not make it another category
+            probes = make_probes(self.training.pictures, prepared.network, rng, self.progress)
+            clock("synthetic")
         detectors: dict[str, Detector] = {}
         held_out: dict[str, Scores] = {}
+        probed: dict[str, Scores] = {}
         for name in self.names:
-            detectors[name], held_out[name] = self._fit_detector(name, features, light, labels, rng)
+            detectors[name], scores = self._fit_detector(name, features, light, labels, probes, rng)
+            held_out[name], probed[name] = scores[: len(features)], scores[len(features) :]
             clock(name)
         with self.progress.stage("calibration", total=1) as stage:
-            fusion = fusion_weights(
-                self.names, folders=bool(self.dataset.classes), categories=knows_pictures(features.logits)
+            fusion = fusion_weights(self.names, folders=folders, categories=categories)
+            calibration = Calibration.fit(
+                held_out, fusion, self.size, self.alpha, probes=None if probes is None else probed
             )
-            calibration = Calibration.fit(held_out, fusion, self.size, self.alpha)
             stage.advance()
         clock("calibration")
         return _Fitted(detectors, held_out, calibration, prepared, seconds)
@@ -185,8 +194,10 @@ class _Fitting:
         features: Features,
         light: Features | None,
         labels: NDArray[np.int64] | None,
+        probes: Probes | None,
         rng: np.random.Generator,
     ) -> tuple[Detector, Scores]:
+        """The fitted detector, and the held-out scores of the pictures, followed by those of the probes."""
         detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": self.seed}))
         place(detector, self.device, None)
         if isinstance(detector, Softmax):
@@ -198,10 +209,10 @@ class _Fitting:
             if isinstance(detector, MemoryBank):
                 # Choosing the bank is the long part of its fit, and it counts entries from 0.
                 chosen = _Counter(stage)
-                return detector, fit_held_out(detector, features, light, folds, labels, progress=chosen)
+                return detector, fit_held_out(detector, features, light, folds, labels, probes=probes, progress=chosen)
             if isinstance(detector, Vae):
                 detector.progress = lambda epoch, epochs, loss: stage.advance(note=f"loss {loss:.3g}", total=epochs)
-            return detector, fit_held_out(detector, features, light, folds, labels)
+            return detector, fit_held_out(detector, features, light, folds, labels, probes=probes)
 
     def _augmentation(self, name: str) -> dict[str, Any]:
         augmented = self.augment == LIGHT and name in AUGMENTED

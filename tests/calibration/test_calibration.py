@@ -35,6 +35,20 @@ def test_normals_are_flagged_at_about_alpha_and_strange_pictures_are_found():
     assert all(one.verdict == "anomalous" for one in fitted().judge(draw(50, 7, shift=15.0)))
 
 
+def test_probes_set_the_weights_and_the_false_alarm_rate_stays():
+    def drawn(n: int, seed: int, shift: float = 0.0) -> dict[str, Scores]:
+        return {"memory_bank": draw(n, seed, shift)["memory_bank"], "mahalanobis": draw(n, seed + 5000)["mahalanobis"]}
+
+    rates, found = [], []
+    for seed in range(40):
+        calibration = Calibration.fit(drawn(99, seed), WEIGHTS, SIZE, 0.1, probes=drawn(60, 2000 + seed, shift=5.0))
+        assert calibration.weights["memory_bank"] == 1 and calibration.weights["mahalanobis"] < 0.05
+        rates.append(np.mean([one.verdict == "anomalous" for one in calibration.judge(drawn(200, 1000 + seed))]))
+        found.append(np.mean([one.verdict == "anomalous" for one in calibration.judge(drawn(50, 3000, shift=5.0))]))
+    assert 0.08 < np.mean(rates) < 0.12
+    assert np.mean(found) > 0.5
+
+
 def test_a_judgement_holds_every_detector_and_ranks_beyond_the_smallest_p():
     calibration = fitted()
     far, further = (calibration.judge(draw(1, 5, shift))[0] for shift in (20.0, 40.0))
