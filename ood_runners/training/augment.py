@@ -69,7 +69,8 @@ def fit_held_out(
     **options: Any,
 ) -> Scores:
     """As the detector's own, with what `under_light` gave where the detector takes it; the scores are of `features`
-    and, after them, of the probes."""
+    and, after them, of the probes.
+    """
     if light is None or detector.name not in AUGMENTED:
         return detector.fit_held_out(features, folds, labels, **options)
     n = len(features)
