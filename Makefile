@@ -12,6 +12,7 @@ PYTEST_ARGS ?=
 # Two to four files at a time; the end-to-end tests load a server and watch its deadlines, so they run alone.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 SERVE_ARGS ?=
+IMAGE_ARGS ?=
 
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
@@ -40,6 +41,10 @@ demo: $(STAMP) ## Make a small inspection set, fit it, serve it, and judge two p
 .PHONY: serve
 serve: $(STAMP) ## Serve every product with a version in production, on port 3000
 	@$(BIN)/bentoml serve --timeout-keep-alive 75 $(SERVE_ARGS)
+
+.PHONY: image
+image: $(STAMP) ## Build the container image: [BASE=image to build from] [IMAGE=its name] [IMAGE_ARGS=…]
+	@$(BIN)/python deploy/image.py $(if $(BASE),--base $(BASE)) $(if $(IMAGE),--image $(IMAGE)) $(IMAGE_ARGS)
 
 .PHONY: test
 test: $(STAMP) ## Run the tests, without the slow ones

@@ -1,0 +1,29 @@
+#!/bin/sh
+# The image's entry point: `serve` serves the Bento, the name of a runner that one alone, anything else is run as it is.
+set -eu
+
+if [ ! -w "$BENTOML_HOME" ]; then
+    echo "$BENTOML_HOME cannot be written by user $(id -u): mount a writable folder there (a tmpfs, an emptyDir)." >&2
+    exit 1
+fi
+# A mount hides what an image has in its place, so BENTOML_HOME begins empty: the models of the image are linked into it.
+if [ -n "$(ls /bento/models)" ] && [ ! -e "$BENTOML_HOME/models" ]; then
+    ln -s /bento/models "$BENTOML_HOME/models"
+fi
+
+alone() {
+    service=$1
+    shift
+    exec bentoml serve "ood_runners.$service" --working-dir /bento/src --host 0.0.0.0 --timeout-keep-alive 75 "$@"
+}
+
+what=$1
+shift
+case $what in
+    serve) exec bentoml serve /bento --host 0.0.0.0 --timeout-keep-alive 75 "$@" ;;
+    resnet50) alone resnet50_runner:ResNet50Runner "$@" ;;
+    vae) alone vae_runner:VAERunner "$@" ;;
+    nearest_neighbour) alone nearest_neighbour_runner:NearestNeighbourRunner "$@" ;;
+    mahalanobis) alone mahalanobis_runner:MahalanobisRunner "$@" ;;
+    *) exec "$what" "$@" ;;
+esac
