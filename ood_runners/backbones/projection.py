@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +48,9 @@ class ProjectionFitter:
 
     Products run in float32 on chunks, around the first chunk's mean so that little cancels, and are summed in
     float64.
-
-    Parameters
-    ----------
-    groups : channels of each layer that is joined in a patch. Every layer is given the same total variance, so that
-        none drowns the others: without it, two thirds of the components speak of the layer with the largest values,
-        whatever it says of defects. Empty takes the channels as they come.
     """
 
-    def __init__(self, groups: Sequence[int] = ()) -> None:
-        self._groups = tuple(groups)
+    def __init__(self) -> None:
         self._n = 0
         self._shift = np.zeros(0, np.float32)
         self._sum = np.zeros(0)
@@ -89,8 +82,7 @@ class ProjectionFitter:
             raise DataError("There are too few patches to fit a projection; give more pictures.")
         offset = self._sum / self._n
         covariance = (self._second - self._n * np.outer(offset, offset)) / (self._n - 1)
-        balance = self._balance(np.diag(covariance))
-        variances, vectors = np.linalg.eigh(covariance * balance[:, None] * balance)
+        variances, vectors = np.linalg.eigh(covariance)
         variances, vectors = variances[::-1], vectors[:, ::-1]
         rank = int(np.sum(variances > max(_NOISE * variances[0], np.finfo(np.float32).tiny)))
         if rank == 0:
@@ -98,17 +90,5 @@ class ProjectionFitter:
         dim = min(dim, rank, self._n - 1)
         variances, vectors = variances[:dim], vectors[:, :dim]
         signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(dim)])
-        matrix = balance[:, None] * vectors * signs * variances**power
+        matrix = vectors * signs * variances**power
         return Projection((self._shift + offset).astype(np.float32), np.ascontiguousarray(matrix, np.float32))
-
-    def _balance(self, variances: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each channel is multiplied by so that its layer has a mean variance of 1 over all channels' number."""
-        if not self._groups:
-            return np.ones_like(variances)
-        if sum(self._groups) != len(variances):
-            raise ValueError(f"groups of {self._groups} channels and patches of {len(variances)}")
-        share = len(variances) / len(self._groups)
-        totals = [part.sum() for part in np.split(variances, np.cumsum(self._groups)[:-1])]
-        # A layer that never varies has nothing to balance.
-        scales = [np.sqrt(share / total) if total > 0 else 1.0 for total in totals]
-        return np.repeat(scales, self._groups)

@@ -93,7 +93,7 @@ def fit_projection(
         graph=graph,
     )
     rows = np.sort(rng.permutation(len(pictures))[:PROJECTION_PICTURES])
-    fitter = ProjectionFitter([backbone.info.spec.layers[layer].channels for layer in wanted.patch_layers])
+    fitter = ProjectionFitter()
     with progress.stage("projection", total=len(rows)) as stage:
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]

@@ -162,8 +162,7 @@ def _scores(
     )
     fitted: list[Detector] = []
     if fit_on.patches is not None and score.patches is not None:
-        groups = [backbone.info.spec.layers[layer].channels for layer in wanted.patch_layers]
-        projection = ProjectionFitter(groups).partial_fit(fit_on.patches).finish(PROJECTION_DIM)
+        projection = ProjectionFitter().partial_fit(fit_on.patches).finish(PROJECTION_DIM)
         fit_on = replace(fit_on, patches=projection.apply(fit_on.patches))
         score = replace(score, patches=projection.apply(score.patches))
         fitted.append(MemoryBank(size=SMALL_BANK, seed=seed))
