@@ -106,8 +106,8 @@ class Gateway:
         return self._admission.refusal()
 
     async def is_ready(self) -> bool:
-        """Whether the versions are warm and every runner answers."""
-        if not self.versions.warm:
+        """Whether the versions are warm, those that are pinned were not refused, and every runner answers."""
+        if not (self.versions.warm and self.versions.complete):
             return False
         return all(await asyncio.gather(*(runner.is_ready() for runner in self._graph.runners)))
 

@@ -68,6 +68,11 @@ class Versions:
         """Whether the first look at the store is done and the versions it found are loaded."""
         return self._warm.is_set()
 
+    @property
+    def complete(self) -> bool:
+        """Whether each pinned version answers; a service without pins answers with what there is."""
+        return self._pins.keys() <= self._serving.keys()
+
     def start(self) -> None:
         """Load and warm up, then follow the records, in a task of its own."""
         self._task = asyncio.create_task(self._run())
