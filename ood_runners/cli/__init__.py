@@ -8,12 +8,11 @@ imported by the command that needs it, so that ``--help`` is instant.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ood_runners.cli import building, carrying, versions
+from ood_runners.cli import building, carrying, interrupts, versions
 from ood_runners.cli.app import app
 
 __all__ = ["app", "building", "carrying", "main", "versions"]
@@ -22,5 +21,5 @@ __all__ = ["app", "building", "carrying", "main", "versions"]
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line on `args` (the process's own unless given), and exit."""
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing half-written stays
+    interrupts.listen()  # SIGTERM ends as Ctrl-C does: nothing half-written stays
     app(args=args, prog_name=Path(sys.argv[0]).name)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ood_runners.cli.app import app, short
+from ood_runners.cli.interrupts import Interruptible
 from ood_runners.training.progress import progress_for
 
 Data = Annotated[
@@ -134,7 +135,7 @@ def fit(
         device=device,
         precision=precision,
         augment=augment,
-        progress=progress_for(),
+        progress=Interruptible(progress_for()),
     )
     for line in result.lines:
         typer.echo(line)
@@ -183,7 +184,7 @@ def evaluate(
 
     dataset = discover(data)
     opened = Product.open(read_version(product))
-    progress = progress_for()
+    progress = Interruptible(progress_for())
     evaluation = evaluate_product(opened, dataset, alpha=alpha, progress=progress)
     if learning_curve:
         from ood_runners.training.learning import learning_curve as measure_learning
