@@ -37,9 +37,9 @@ def test_what_was_swallowed_is_raised_at_the_next_step(number: signal.Signals) -
 
 
 def test_a_stage_without_steps_ends_it_too() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupts.Interruptible(SilentProgress()).stage("work"):
-        with suppress(BaseException):
-            os.kill(os.getpid(), signal.SIGINT)
+    stage = interrupts.Interruptible(SilentProgress()).stage("work")
+    with pytest.raises(KeyboardInterrupt), stage, suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_work_that_nobody_interrupts_goes_on() -> None:
