@@ -20,7 +20,7 @@ RETRY_PAUSES_S = (0.01, 0.1)
 KEY_PAUSE_S = 1.2
 LATE_PROBE_S = 0.5  # the gateway's reserve behind a runner's deadline has room for it, many at once
 SHUT_OUT_S = 5.0
-RESTART_S = 30.0  # a runner that broke a connection may take this long until it is up again and has caught up
+RESTART_S = 30.0  # a runner that was lost may take this long until it is up again and has caught up
 BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 _ERRORS = {kind.code: kind for kind in OODError.__subclasses__()}
 
@@ -40,8 +40,8 @@ class Runner:
     elsewhere : whether it is served alone, so that a new gateway would not bring it back
     """
 
-    # When it last answered a call, broke a connection, and did not accept the key.
-    _inferred = _broke = _shut_out = float("-inf")
+    # When it last answered a call, broke a connection or missed a probe, and did not accept the key.
+    _inferred = _lost = _shut_out = float("-inf")
 
     def __init__(self, name: str, proxy: Any, elsewhere: bool = False) -> None:
         self.name = name
@@ -83,7 +83,7 @@ class Runner:
             try:
                 return list(await self._proxy.infer(items))
             except BROKEN as error:
-                self._broke = time.monotonic()
+                self._lost = time.monotonic()
                 logger.info("%s: %r; tried again", self.name, error)
                 await asyncio.sleep(pause)
             except BentoMLException as error:
@@ -94,7 +94,7 @@ class Runner:
 
     async def _late(self, asked: float) -> OODError:
         """Why a call that began at `asked` was not answered in time."""
-        if self._broke > asked - RESTART_S or not await self.is_ready(LATE_PROBE_S):
+        if self._lost > asked - RESTART_S or not await self.is_ready(LATE_PROBE_S):
             return self._away()
         if self._inferred > asked:
             return self._busy()
@@ -132,7 +132,9 @@ class Runner:
             async with asyncio.timeout(timeout):
                 ready = bool(await self._proxy.is_ready())
         except (TimeoutError, aiohttp.ClientError, OSError):
-            return False
+            ready = False
         if ready:
             self._answered = time.monotonic()
+        else:
+            self._lost = time.monotonic()
         return ready

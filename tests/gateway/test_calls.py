@@ -40,9 +40,15 @@ class Answers:
         self.ready: bool | None = None
 
 
-def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0, others: int = 0) -> Answers:
-    """Call a runner whose n-th request is answered by ``handler(request, n)``; `others` more calls follow it."""
+def call(
+    handler: Handler, *, ready: bool = True, seconds: float = 5.0, others: int = 0, missed: bool = False
+) -> Answers:
+    """Call a runner whose n-th request is answered by ``handler(request, n)``; `others` more calls follow it.
+
+    With `missed`, the runner is not ready when it is first asked, while the call is on its way.
+    """
     result = Answers()
+    probes = iter([not missed])
 
     async def infer(request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -50,7 +56,7 @@ def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0, others: 
         return await handler(request, result.asked)
 
     async def readyz(_: web.Request) -> web.Response:
-        return web.Response(status=200 if ready else 503)
+        return web.Response(status=200 if next(probes, ready) and ready else 503)
 
     async def go() -> None:
         app = web.Application()
@@ -71,6 +77,9 @@ def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0, others: 
                 await asyncio.sleep(0.05 if others else 0)
                 for _ in range(others):
                     await echo.infer(items, deadline)
+                if missed:
+                    await asyncio.sleep(0.3)
+                    assert not await echo.is_ready(0.2)
                 try:
                     result.value = await first
                 except OODError as error:
@@ -130,6 +139,12 @@ def test_a_late_runner_that_broke_the_connection_before_was_away() -> None:
         return await (drop if count == 1 else hang)(request, count)
 
     error = call(then_hang, seconds=1.2).error
+    assert isinstance(error, Overloaded)
+    assert "away" in error.message
+
+
+def test_a_late_runner_that_missed_a_probe_meanwhile_was_away() -> None:
+    error = call(hang, missed=True, seconds=1.2).error
     assert isinstance(error, Overloaded)
     assert "away" in error.message
 
