@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 # Two to four files at a time; the end-to-end tests load a server and watch its deadlines, so they run alone.
-PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
+# A worker that dies ends the run: started again, it may leave the others waiting for ever.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 SERVE_ARGS ?=
 IMAGE_ARGS ?=
 

@@ -115,10 +115,11 @@ def fit(
       fit photos --product lab --weights classifier.safetensors --detectors softmax,mahalanobis
     """
     pixels = _parse_size(size)
-    from ood_runners.backbones import auto_backbone
     from ood_runners.training.fit import fit as fit_product
 
     if backbone == "auto":
+        from ood_runners.backbones import auto_backbone  # imports torch, which takes seconds
+
         backbone, why = auto_backbone()
         typer.echo(why)
     result = fit_product(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -32,14 +31,14 @@ def test_what_was_swallowed_is_raised_at_the_next_step(number: signal.Signals) -
             stage.advance()
             if steps == 2:
                 with suppress(BaseException):
-                    os.kill(os.getpid(), number)
+                    signal.raise_signal(number)
     assert steps == 3
 
 
 def test_a_stage_without_steps_ends_it_too() -> None:
     stage = interrupts.Interruptible(SilentProgress()).stage("work")
     with pytest.raises(KeyboardInterrupt), stage, suppress(BaseException):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_work_that_nobody_interrupts_goes_on() -> None:
