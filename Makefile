@@ -11,7 +11,10 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 # Two to four files at a time; the end-to-end tests load a server and watch its deadlines, so they run alone.
 # A worker that dies ends the run: started again, it may leave the others waiting for ever.
-PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# `make test SLOW=yes` runs the slow ones as well, in one go, so that what they share is made once.
+SLOW ?=
+MARK := $(if $(SLOW),,-m "not slow")
 SERVE_ARGS ?=
 IMAGE_ARGS ?=
 
@@ -48,9 +51,9 @@ image: $(STAMP) ## Build the container image: [BASE=image to build from] [IMAGE=
 	@$(BIN)/python deploy/image.py $(if $(BASE),--base $(BASE)) $(if $(IMAGE),--image $(IMAGE)) $(IMAGE_ARGS)
 
 .PHONY: test
-test: $(STAMP) ## Run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" --ignore tests/end_to_end $(PARALLEL) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m "not slow" tests/end_to_end $(PYTEST_ARGS)
+test: $(STAMP) ## Run the tests, without the slow ones: [SLOW=yes, with them]
+	$(BIN)/python -m pytest $(MARK) --ignore tests/end_to_end $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(MARK) tests/end_to_end $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## Run the slow tests
