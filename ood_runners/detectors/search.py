@@ -25,6 +25,8 @@ FAR = np.float32(1e30)  # subtracted from products that must not be found
 CANDIDATES = 3  # more than k that int8 finds
 # Queries beyond the bank's own values by more than this are clipped: they are strange, whoever is nearest.
 HEADROOM = 1.25
+# Of an entry in int8. Processors without VNNI add two products in 16 bits, which those of eight-bit factors overflow.
+MOST_WHOLE = 63
 
 
 class Search:
@@ -136,8 +138,8 @@ def _rounded_bank(bank: NDArray[np.float32]) -> Any:
     """The entries as int8 with a scale each, which OpenVINO multiplies as such."""
     from openvino import opset13 as ops
 
-    scale = np.maximum(np.abs(bank).max(axis=1, keepdims=True), 1e-9) / 127
-    whole = np.clip(np.rint(bank / scale), -127, 127).astype(np.int8)
+    scale = np.maximum(np.abs(bank).max(axis=1, keepdims=True), 1e-9) / MOST_WHOLE
+    whole = np.clip(np.rint(bank / scale), -MOST_WHOLE, MOST_WHOLE).astype(np.int8)
     return ops.multiply(ops.convert(ops.constant(whole), "f32"), ops.constant(scale.astype(np.float32)))
 
 
