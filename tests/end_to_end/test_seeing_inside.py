@@ -72,6 +72,7 @@ def test_pictures_are_counted_by_what_became_of_them(
     for verdict in ("normal", "anomalous"):
         assert grown("ood_verdicts_total", product="parts", version=fitted.first, verdict=verdict) == 2
     assert grown("ood_rejected_pictures_total", code="not_a_picture") == 1
+    assert value(after, "ood_alpha", product="parts", version=fitted.first) == good["alpha"]
     for detector in ("fused", "memory_bank", "mahalanobis", "vae", "softmax"):
         assert grown("ood_p_value_count", product="parts", detector=detector) == 4
         assert grown("ood_relative_score_count", product="parts", detector=detector) == 4
