@@ -39,7 +39,10 @@ loaded_versions = Gauge(
 )
 loaded_bytes = Gauge("ood_loaded_bytes", "Bytes that they take.", ["stage"], multiprocess_mode="mostrecent")
 alpha = Gauge(
-    "ood_alpha", "False-alarm rate that a version was fitted for.", ["product", "version"], multiprocess_mode="mostrecent"
+    "ood_alpha",
+    "False-alarm rate that a version was fitted for.",
+    ["product", "version"],
+    multiprocess_mode="mostrecent",
 )
 served_products = Gauge("ood_served_products", "Products that can be asked for.", multiprocess_mode="mostrecent")
 refused_products = Gauge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,18 @@ import pytest
 import yaml
 
 from ood_runners.settings import ENVIRONMENT, RUNNERS, Settings
-from tests.deploy.rendered import DEPLOY, KUBERNETES, each, environment, manifests, needs_kubectl, of_kind, pods, text
+from tests.deploy.rendered import (
+    DEPLOY,
+    KUBERNETES,
+    OVERLAYS,
+    each,
+    environment,
+    manifests,
+    needs_kubectl,
+    of_kind,
+    pods,
+    text,
+)
 
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text()
 START = (DEPLOY / "start.sh").read_text()
@@ -259,3 +271,33 @@ def test_a_line_of_pictures_brings_pods(chosen: Chosen) -> None:
             "ood-nearest-neighbour": "memory_bank",
             "ood-mahalanobis": "mahalanobis",
         }
+
+
+PAGE = (DEPLOY.parent / "docs" / "kubernetes.md").read_text()
+
+
+@needs_kubectl
+def test_the_overlay_of_the_documentation_is_one(tmp_path: Path) -> None:
+    [block] = [one for one in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "kind: Kustomization" in one]
+    folder = tmp_path.resolve()
+    path = os.path.relpath(DEPLOY, folder)
+    named = block.replace("../deploy", path).replace("VERSION_BEFORE", "v1").replace("VERSION", "v2")
+    (folder / "kustomization.yaml").write_text(named.replace('newTag: "2026-11-23"', "newTag: mine"))
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rendered = list(yaml.safe_load_all(done.stdout))
+    assert {one["metadata"]["namespace"] for one in rendered} == {"line"}
+    assert set(re.findall(r"image: (\S+)", done.stdout)) == {"registry.example.com/ood:mine"}
+    for name in ("ood-versions", "ood-products"):  # found by the names that kustomize gave them
+        [made] = [one["metadata"]["name"] for one in rendered if one["metadata"]["name"].startswith(f"{name}-")]
+        assert set(re.findall(rf"name: ({name}\S*)", done.stdout)) == {made}
+
+
+def test_the_documentation_names_every_overlay_and_component() -> None:
+    inner = {"runner", "split"}  # parts of overlays
+    listed = set(re.findall(r"^\| `([\w-]+)` \|", PAGE, re.MULTILINE)) | {"queue-time-split"}
+    folders = {folder.relative_to(KUBERNETES).parts for folder in FOLDERS}
+    overlays = {parts[0] for parts in folders if len(parts) == 1} - {"base"}
+    components = {parts[1] for parts in folders if parts[0] == "components"} - inner
+    assert overlays == set(OVERLAYS)
+    assert overlays | components == {name for name in listed if not name.startswith("OOD")}

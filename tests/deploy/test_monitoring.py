@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from ood_runners.telemetry import metrics
 from tests.deploy.exposed import ADAPTER, ALERTS, MONITORING, metrics_asked_for, rules
+from tests.deploy.rendered import DEPLOY
 
 HERE = Path(__file__).parent
 SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
@@ -116,3 +117,10 @@ def test_the_autoscaler_sees_the_longest_line(tmp_path: Path, selector: str, sec
     }
     (tmp_path / "test.yaml").write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [test]}))
     promtool("test", "rules", str(tmp_path / "test.yaml"))
+
+
+def test_the_documentation_names_every_alert() -> None:
+    page = (DEPLOY.parent / "docs" / "kubernetes.md").read_text()
+    assert re.findall(r"^\| `(OOD\w+)` \|", page, re.MULTILINE) == [
+        rule["alert"] for rule in rules() if "alert" in rule
+    ]

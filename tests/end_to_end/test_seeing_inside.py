@@ -13,6 +13,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.deploy.exposed import metrics_asked_for
+
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
 RUNNERS = {"ResNet50Runner", "VAERunner", "NearestNeighbourRunner", "MahalanobisRunner"}
 STAGES = {"features", "vae", "memory_bank", "mahalanobis"}
@@ -89,6 +91,19 @@ def test_pictures_are_counted_by_what_became_of_them(
         assert value(after, "ood_loaded_bytes", stage=stage) > 1000
     assert value(after, "ood_served_products") == 2
     assert value(after, "ood_refused_products") == value(after, "ood_pending_pictures") == 0
+
+
+def test_dashboard_and_alerts_ask_for_what_is_there(guarded: Any, normal: bytes) -> None:
+    assert guarded.post("/detect", normal, product="parts").status_code == 200
+    assert guarded.post("/detect", b"no picture", product="parts").status_code == 415
+    there: dict[str, set[str]] = {}
+    for name, pairs in samples(guarded):
+        there.setdefault(name, set()).update(dict(pairs))
+    asked = metrics_asked_for()
+    del asked["ood_queue_seconds"]  # what prometheus-adapter calls it
+    assert len(asked) > 20
+    for name, labels in asked.items():
+        assert labels <= there[name], name
 
 
 def test_what_clients_make_up_is_no_label(guarded: Any, normal: bytes) -> None:
