@@ -1,5 +1,6 @@
 #!/bin/sh
-# The image's entry point: `serve` serves the Bento, the name of a runner that one alone, anything else is run as it is.
+# The image's entry point: `serve` serves the Bento with its own versions, `store` those of the store in BENTOML_HOME, the
+# name of a runner that one alone, and anything else is run as it is.
 set -eu
 
 if [ ! -w "$BENTOML_HOME" ]; then
@@ -7,7 +8,7 @@ if [ ! -w "$BENTOML_HOME" ]; then
     exit 1
 fi
 # A mount hides what an image has in its place, so BENTOML_HOME begins empty: the models of the image are linked into it.
-if [ -n "$(ls /bento/models)" ] && [ ! -e "$BENTOML_HOME/models" ]; then
+if [ "${1-}" != store ] && [ -n "$(ls /bento/models)" ] && [ ! -e "$BENTOML_HOME/models" ]; then
     ln -s /bento/models "$BENTOML_HOME/models"
 fi
 
@@ -21,6 +22,8 @@ what=$1
 shift
 case $what in
     serve) exec bentoml serve /bento --host 0.0.0.0 --timeout-keep-alive 75 "$@" ;;
+    # Not the Bento, whose arguments overrule the environment: it would serve the versions that it was built with.
+    store) exec bentoml serve service:OODService --working-dir /bento/src --host 0.0.0.0 --timeout-keep-alive 75 "$@" ;;
     resnet50) alone resnet50_runner:ResNet50Runner "$@" ;;
     vae) alone vae_runner:VAERunner "$@" ;;
     nearest_neighbour) alone nearest_neighbour_runner:NearestNeighbourRunner "$@" ;;

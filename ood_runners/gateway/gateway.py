@@ -187,6 +187,7 @@ class Gateway:
 def _tell(served: Served, results: Collection[Judged | OODError]) -> None:
     """Count what became of a request's pictures, and log it."""
     judgements = [one.judgement for one in results if isinstance(one, Judged)]
+    metrics.alpha.labels(served.product, served.version).set(served.calibration.alpha)
     for judgement in judgements:
         metrics.verdicts.labels(served.product, served.version, judgement.verdict).inc()
         p_values = {FUSED: judgement.p_value} | {name: one.p_value for name, one in judgement.detectors.items()}

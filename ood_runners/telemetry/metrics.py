@@ -38,6 +38,12 @@ loaded_versions = Gauge(
     "ood_loaded_versions", "Versions that a runner holds in memory.", ["stage"], multiprocess_mode="mostrecent"
 )
 loaded_bytes = Gauge("ood_loaded_bytes", "Bytes that they take.", ["stage"], multiprocess_mode="mostrecent")
+alpha = Gauge(
+    "ood_alpha",
+    "False-alarm rate that a version was fitted for.",
+    ["product", "version"],
+    multiprocess_mode="mostrecent",
+)
 served_products = Gauge("ood_served_products", "Products that can be asked for.", multiprocess_mode="mostrecent")
 refused_products = Gauge(
     "ood_refused_products",

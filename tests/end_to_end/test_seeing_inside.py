@@ -13,6 +13,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.deploy.exposed import metrics_asked_for
+
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
 RUNNERS = {"ResNet50Runner", "VAERunner", "NearestNeighbourRunner", "MahalanobisRunner"}
 STAGES = {"features", "vae", "memory_bank", "mahalanobis"}
@@ -72,6 +74,7 @@ def test_pictures_are_counted_by_what_became_of_them(
     for verdict in ("normal", "anomalous"):
         assert grown("ood_verdicts_total", product="parts", version=fitted.first, verdict=verdict) == 2
     assert grown("ood_rejected_pictures_total", code="not_a_picture") == 1
+    assert value(after, "ood_alpha", product="parts", version=fitted.first) == good["alpha"]
     for detector in ("fused", "memory_bank", "mahalanobis", "vae", "softmax"):
         assert grown("ood_p_value_count", product="parts", detector=detector) == 4
         assert grown("ood_relative_score_count", product="parts", detector=detector) == 4
@@ -88,6 +91,18 @@ def test_pictures_are_counted_by_what_became_of_them(
         assert value(after, "ood_loaded_bytes", stage=stage) > 1000
     assert value(after, "ood_served_products") == 2
     assert value(after, "ood_refused_products") == value(after, "ood_pending_pictures") == 0
+
+
+def test_dashboard_and_alerts_ask_for_what_is_there(guarded: Any, normal: bytes) -> None:
+    assert guarded.post("/detect", normal, product="parts").status_code == 200
+    assert guarded.post("/detect", b"no picture", product="parts").status_code == 415
+    there: dict[str, set[str]] = {}
+    for name, pairs in samples(guarded):
+        there.setdefault(name, set()).update(dict(pairs))
+    asked = metrics_asked_for()
+    assert len(asked) > 20
+    for name, labels in asked.items():
+        assert labels <= there[name], name
 
 
 def test_what_clients_make_up_is_no_label(guarded: Any, normal: bytes) -> None:
