@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ood_runners.detectors.base import Detector, Probes, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
+from ood_runners.detectors.indexes import KINDS, Index, fit_effort
 from ood_runners.detectors.search import Search, recall
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
@@ -25,6 +26,10 @@ MAX_PATCHES = 300_000  # in memory at a time while the bank is chosen: about 160
 SEARCH_PICTURES = 32  # scored at a time
 LARGE = 2_000  # entries from which on the search in int8 pays
 MIN_RECALL, RECALL_QUERIES = 0.99, 1_024
+AUTO, EXACT, INT8, IVF = "auto", "exact", "int8", "ivf"
+SEARCHES = (AUTO, EXACT, INT8, *KINDS)
+INDEX_FROM = 5_000  # entries from which on inverted lists are less work on any processor; see docs/accuracy.md
+MOST_SHARE = 0.2  # of the cells looked into; an entry in a list costs some five times as much as one in a product
 
 
 class MemoryBank(Detector):
@@ -35,6 +40,9 @@ class MemoryBank(Detector):
     size : entries in the bank, at most
     k : neighbours; clipped to the bank's size
     seed : of the coreset's first point and its projection
+    search : how the entries are searched, one of `SEARCHES`; "auto" takes inverted lists from `INDEX_FROM`
+        entries on, where that is less work. What finds the nearest entry too rarely is replaced, in the end by the
+        exact search. Held-out scores always come from the exact search or the one in int8
 
     Attributes
     ----------
@@ -48,20 +56,25 @@ class MemoryBank(Detector):
     recall_ : float
         The share of training patches whose nearest entry is found by the search in int8; below 0.99, and for a small
         bank, where it is not asked, the search is exact.
+    index_ : Index or None
+        The approximate search that scores new pictures, where one is used.
+    index_recall_ : dict
+        By each kind of index that was tried, the share of training patches whose nearest entry it found.
     """
 
     name = "memory_bank"
     localises = True
 
-    def __init__(self, *, size: int = 10_000, k: int = 3, seed: int = 0) -> None:
+    def __init__(self, *, size: int = 10_000, k: int = 3, seed: int = 0, search: str = AUTO) -> None:
         self.size = size
         self.k = k
         self.seed = seed
+        self.search = search
         self.threads: int | None = None
-        self._search: Search | None = None
+        self._search: Search | Index | None = None
 
     def params(self) -> dict[str, Any]:
-        return {"size": self.size, "k": self.k, "seed": self.seed}
+        return {"size": self.size, "k": self.k, "seed": self.seed, "search": self.search}
 
     def fit(
         self,
@@ -113,17 +126,32 @@ class MemoryBank(Detector):
     def score(self, features: Features) -> Scores:
         """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: its highest 1 %."""
         if self._search is None:
-            self._search = self._open()
+            self._search = self.index_ or self._open()
+        if self.index_ is not None:
+            self.index_.threads = self.threads
         return self._score(features, np.arange(len(features)), self._search)
 
     def info(self) -> dict[str, Any]:
-        """The number of entries, how they are searched, and the measured recall of the search in int8."""
-        rounded = self.recall_ >= MIN_RECALL
-        search = {"search": "int8" if rounded else "exact"}
-        return {"entries": len(self.bank_), **search} | ({"recall": self.recall_} if self.recall_ else {})
+        """The number of entries, how they are searched, and the measured recall, of each index that was tried too."""
+        facts: dict[str, Any] = {"entries": len(self.bank_)}
+        if self.index_ is not None:
+            facts |= {"search": self.index_.kind, "effort": self.index_.effort}
+            facts["recall"] = self.index_recall_[self.index_.kind]
+        else:
+            facts["search"] = INT8 if self.recall_ >= MIN_RECALL else EXACT
+            facts |= {"recall": self.recall_} if self.recall_ else {}
+        return facts | ({"index_recall": self.index_recall_} if self.index_recall_ else {})
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        return {"bank": self.bank_, "source": self.source_, "fold": self.fold_, "recall": np.array([self.recall_])}
+        arrays: dict[str, NDArray[Any]] = {
+            "bank": self.bank_,
+            "source": self.source_,
+            "fold": self.fold_,
+            "recall": np.array([self.recall_]),
+        }
+        if self.index_recall_:
+            arrays["index_recall"] = np.array([self.index_recall_.get(kind, np.nan) for kind in KINDS])
+        return arrays | (self.index_.to_arrays() if self.index_ is not None else {})
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> Self:
@@ -132,6 +160,9 @@ class MemoryBank(Detector):
         detector.recall_ = float(arrays["recall"][0]) if "recall" in arrays else 0.0
         if detector.bank_.ndim != 2 or not len(detector.bank_):
             raise ArtifactError("The stored memory bank is empty or has no (entries, dimensions) shape.")
+        tried = zip(KINDS, arrays.get("index_recall", np.empty(0)), strict=False)
+        detector.index_recall_ = {kind: float(found) for kind, found in tried if np.isfinite(found)}
+        detector.index_ = Index.from_arrays(arrays, detector.bank_, detector._k()) if "index" in arrays else None
         return detector
 
     def _choose(self, patches: NDArray[Any], folds: NDArray[np.int64], progress: Callable[[int], None] | None) -> None:
@@ -154,11 +185,12 @@ class MemoryBank(Detector):
         self.bank_ = np.concatenate(bank)
         self.source_ = np.concatenate(source)
         self.fold_ = np.concatenate(fold_of)
-        self.recall_ = self._measure_recall(patches, folds) if len(self.bank_) >= LARGE else 0.0
-        self._search = None
+        self._choose_search(*self._queries(patches, folds))
 
-    def _measure_recall(self, patches: NDArray[Any], folds: NDArray[np.int64]) -> float:
-        """Recall@1 of the search in int8 on patches of one fold, whose own entries are passed over."""
+    def _queries(
+        self, patches: NDArray[Any], folds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """Patches of one fold, float32 (n, d), to measure recall with, and which entries are that fold's own."""
         rng = np.random.default_rng(self.seed)
         fold = folds[0]
         rows = rng.permutation(np.flatnonzero(folds == fold))[:RECALL_QUERIES]
@@ -166,17 +198,38 @@ class MemoryBank(Detector):
         chosen = rows[np.arange(RECALL_QUERIES) % len(rows)]
         queries = patches[chosen, cells // patches.shape[2], cells % patches.shape[2]]
         own = self.fold_ == fold
-        without = None if own.all() else own
-        return recall(self.bank_, finite_float32(queries, "patch features"), self.k, without, self.threads)
+        return finite_float32(queries, "patch features"), None if own.all() else own
+
+    def _choose_search(self, queries: NDArray[np.float32], without: NDArray[np.bool_] | None) -> None:
+        """Measure what may be taken, and take an index where one was asked for, or is less work, and finds enough."""
+        self._search, self.index_, self.index_recall_, self.recall_ = None, None, {}, 0.0
+        large = len(self.bank_) >= LARGE
+        if self.search == INT8 or (large and self.search != EXACT):
+            self.recall_ = recall(self.bank_, queries, self.k, without, self.threads)
+        kind = self.search
+        if kind == AUTO and len(self.bank_) >= INDEX_FROM:
+            kind = IVF
+        if kind not in KINDS:
+            return
+        others = self.bank_ if without is None else self.bank_[~without]
+        effort, found = fit_effort(kind, others, queries, self.k, MIN_RECALL, seed=self.seed, threads=self.threads)
+        self.index_recall_ = {kind: found}
+        if found >= MIN_RECALL:
+            index = Index(kind, self.bank_, self._k(), effort, seed=self.seed, threads=self.threads)
+            if self.search == kind or index.share <= MOST_SHARE:
+                self.index_ = index
+
+    def _k(self) -> int:
+        """As many neighbours as there are without any one fold, so that held-out and new pictures have the same."""
+        largest = np.bincount(self.fold_).max() if len(np.unique(self.fold_)) > 1 else 0
+        return min(self.k, len(self.bank_) - int(largest))
 
     def _open(self, without: NDArray[np.bool_] | None = None) -> Search:
-        """The search over the entries, or those left `without` some; always for as many neighbours."""
-        largest = np.bincount(self.fold_).max() if len(np.unique(self.fold_)) > 1 else 0
-        k = min(self.k, len(self.bank_) - int(largest))
+        """The search over all entries, or those left `without` some."""
         rounded = self.recall_ >= MIN_RECALL
-        return Search(self.bank_, k, rounded=rounded, without=without, threads=self.threads)
+        return Search(self.bank_, self._k(), rounded=rounded, without=without, threads=self.threads)
 
-    def _score(self, features: Features, rows: NDArray[np.int64], search: Search) -> Scores:
+    def _score(self, features: Features, rows: NDArray[np.int64], search: Search | Index) -> Scores:
         patches = _patches(features)
         if patches.shape[-1] != self.bank_.shape[1]:
             raise DataError(

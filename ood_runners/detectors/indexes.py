@@ -1,0 +1,230 @@
+"""Approximate nearest neighbours for large banks, through faiss: less work than a product with every entry.
+
+ivf
+    Inverted lists: the entries in cells around k-means centres; a query looks into the nearest cells (Jégou et al.,
+    "Product Quantization for Nearest Neighbor Search", PAMI 2011).
+hnsw
+    A navigable graph (Malkov and Yashunin, "Efficient and Robust Approximate Nearest Neighbor Search Using
+    Hierarchical Navigable Small World Graphs", PAMI 2020).
+lsh
+    Signs of random projections; the entries of nearest codes are then measured (Charikar, "Similarity Estimation
+    Techniques from Rounding Algorithms", STOC 2002).
+
+All three measure distances to the bank's own float16 entries, in float32. What they miss is a nearer entry, so they can
+only overstate a distance. How often is measured when a bank is fitted, on patches that are not in the index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners.cores import available_cores
+from ood_runners.detectors.search import Search
+from ood_runners.errors import ArtifactError, DataError
+
+# By kind: what a search may spend, least first: cells looked into, entries kept in view, candidates measured.
+EFFORTS: Final[Mapping[str, tuple[int, ...]]] = {
+    "ivf": (4, 8, 16, 32, 64, 128),
+    "hnsw": (16, 32, 64, 128, 256),
+    "lsh": (16, 64, 256),
+}
+KINDS: Final = tuple(EFFORTS)
+ROWS = 256  # queries whose candidates are measured at a time
+CELLS = 4.0  # of IVF, times the square root of the entries
+A_CELL = 40  # entries a cell that k-means looks at
+LINKS, BUILD_EFFORT = 16, 80  # of HNSW
+BITS = 512  # of LSH
+SPARE = 0.005  # recall beyond what is asked, for the choice of the effort: it is measured again on other queries
+
+
+class Index:
+    """The k nearest entries of a bank, by Euclidean distance, most of the time.
+
+    Parameters
+    ----------
+    kind : one of `KINDS`
+    bank : float16 (m, d), m >= 1
+    k : neighbours; clipped to m
+    effort : what a query may spend, in the units of `EFFORTS`
+    seed : of k-means; the other two have none, or their own
+    threads : CPU threads; all cores if None
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        bank: NDArray[np.float16],
+        k: int,
+        effort: int,
+        *,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        self._set(kind, bank, k, _build(kind, np.asarray(bank, np.float32), seed), threads)
+        self.use(effort)
+
+    def _set(self, kind: str, bank: NDArray[np.float16], k: int, built: Any, threads: int | None) -> None:
+        self.kind, self.k, self.threads = kind, min(k, len(bank)), threads
+        self._bank, self._built = bank, built
+
+    def use(self, effort: int) -> None:
+        """Spend so much on each query."""
+        self.effort = min(effort, len(self._bank))
+        if self.kind == "ivf":
+            self._built.nprobe = self.effort
+        elif self.kind == "hnsw":
+            self._built.hnsw.efSearch = self.effort
+
+    @property
+    def share(self) -> float:
+        """The share of an index's cells that a query looks into; 0 for one without cells."""
+        return self.effort / self._built.nlist if self.kind == "ivf" else 0.0
+
+    def search(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Squared distances float32 (n, k), nearest first, and indices int64 (n, k) of the entries.
+
+        `queries` are float32 (n, d).
+        """
+        import faiss
+
+        faiss.omp_set_num_threads(self.threads or available_cores())  # counts for the calling thread alone
+        queries = np.ascontiguousarray(queries, np.float32)
+        if self.kind == "lsh":
+            return self._measured(queries, self._built.search(queries, max(self.k, self.effort))[1])
+        squared, found = self._built.search(queries, self.k)
+        for row in np.flatnonzero((found < 0).any(axis=1)):  # the cells looked into held fewer than k entries
+            every = np.arange(len(self._bank))[np.newaxis]
+            squared[row : row + 1], found[row : row + 1] = self._measured(queries[row : row + 1], every)
+        return np.maximum(squared, 0, out=squared), found
+
+    def _measured(
+        self, queries: NDArray[np.float32], candidates: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k nearest of each query's candidates, int64 (n, c)."""
+        squared = np.empty((len(queries), self.k), np.float32)
+        found = np.empty((len(queries), self.k), np.int64)
+        for start in range(0, len(queries), ROWS):
+            rows = slice(start, start + ROWS)
+            apart = self._bank[candidates[rows]].astype(np.float32) - queries[rows, np.newaxis]
+            distances = np.einsum("ncd,ncd->nc", apart, apart)
+            order = np.argsort(distances, axis=1, kind="stable")[:, : self.k]
+            squared[rows] = np.take_along_axis(distances, order, axis=1)
+            found[rows] = np.take_along_axis(candidates[rows], order, axis=1)
+        return squared, found
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The index as faiss writes it, uint8, with its SHA-256; its kind and effort."""
+        import faiss
+
+        stored = faiss.serialize_index(self._built)
+        return {
+            "index": stored,
+            "index_sha256": _digest(stored),
+            "index_use": np.array([KINDS.index(self.kind), self.effort], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], bank: NDArray[np.float16], k: int) -> Self:
+        """The inverse of `to_arrays`, over the bank that it was built on.
+
+        Raises
+        ------
+        ArtifactError
+            The bytes are damaged or are those of another index. faiss gets to read only what has its digest.
+        """
+        try:
+            stored, digest, (kind, effort) = arrays["index"], arrays["index_sha256"], arrays["index_use"].tolist()
+            if not np.array_equal(_digest(stored), digest):
+                raise ValueError("its bytes have changed")
+            built = _read(stored, KINDS[kind], bank)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, MemoryError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise ArtifactError(f"The stored index of the memory bank cannot be read ({reason}); fit again.") from error
+        index = cls.__new__(cls)
+        index._set(KINDS[kind], bank, k, built, None)
+        index.use(max(1, effort))
+        return index
+
+
+def fit_effort(
+    kind: str,
+    bank: NDArray[np.float16],
+    queries: NDArray[np.float32],
+    k: int,
+    least: float,
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+) -> tuple[int, float]:
+    """The least effort with which an index of `bank` finds the nearest entry often enough, and the recall@1 measured.
+
+    One half of the queries, float32 (n, d), chooses the effort and the other half measures; where no effort reaches
+    `least`, the greatest is what comes back with its recall. Ties count as found.
+    """
+    if len(queries) < 2:
+        raise DataError("Recall needs at least two queries.")
+    index = Index(kind, bank, k, EFFORTS[kind][0], seed=seed, threads=threads)
+    nearest = Search(bank, 1, threads=threads).search(queries)[0][:, 0]
+    choosing, measuring = slice(0, None, 2), slice(1, None, 2)
+    for effort in EFFORTS[kind]:
+        index.use(effort)
+        if _found(index, queries[choosing], nearest[choosing]) >= min(1.0, least + SPARE):
+            break
+    return index.effort, _found(index, queries[measuring], nearest[measuring])
+
+
+def _found(index: Index, queries: NDArray[np.float32], nearest: NDArray[np.float32]) -> float:
+    # The product rounds by the length of the query, the index by the distance.
+    noise = 1e-5 * np.einsum("ij,ij->i", queries, queries) + 1e-6
+    return float(np.mean(index.search(queries)[0][:, 0] <= nearest * (1 + 1e-4) + noise))
+
+
+def _build(kind: str, entries: NDArray[np.float32], seed: int) -> Any:
+    """A trained faiss index of all entries."""
+    import faiss
+
+    m, d = entries.shape
+    built: Any
+    half: Any = faiss.ScalarQuantizer.QT_fp16  # the entries as the bank has them
+    if kind == "ivf":
+        cells = max(1, min(round(CELLS * m**0.5), m // A_CELL))
+        built = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatL2(d), d, cells, half, faiss.METRIC_L2, False)
+        built.cp.seed, built.cp.max_points_per_centroid = seed + 1, A_CELL
+        built.cp.min_points_per_centroid = 1  # or faiss prints a warning
+    elif kind == "hnsw":
+        built = faiss.IndexHNSWSQ(d, half, LINKS)
+        built.hnsw.efConstruction = BUILD_EFFORT
+        faiss.omp_set_num_threads(1)  # several threads would link the entries in an order of their own
+    elif kind == "lsh":
+        built = faiss.IndexLSH(d, BITS, True, False)
+    else:
+        raise ValueError(f"no index {kind!r}")
+    built.train(entries)
+    built.add(entries)
+    return built
+
+
+def _read(stored: NDArray[np.uint8], kind: str, bank: NDArray[np.float16]) -> Any:
+    """The faiss index in these bytes; ValueError where it is none of this bank's."""
+    import faiss
+
+    built: Any = faiss.deserialize_index(np.ascontiguousarray(stored, np.uint8))
+    expected: type = {"ivf": faiss.IndexIVFScalarQuantizer, "hnsw": faiss.IndexHNSWSQ, "lsh": faiss.IndexLSH}[kind]
+    if built.__class__ is not expected or (built.ntotal, built.d) != bank.shape or not built.is_trained:
+        raise ValueError("it is not an index of these entries")
+    if kind == "ivf" and built.quantizer.ntotal != built.nlist:
+        raise ValueError("its cells and their centres differ in number")
+    if kind == "hnsw":
+        links = faiss.vector_to_array(built.hnsw.neighbors)
+        if len(links) and not -1 <= links.min() <= links.max() < len(bank):
+            raise ValueError("it links to entries that are not there")
+    return built
+
+
+def _digest(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(stored).tobytes()).digest(), np.uint8)
