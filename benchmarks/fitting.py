@@ -15,22 +15,14 @@ from typing import Any
 
 from peak_memory import peak_memory
 
-from ood_runners.detectors import DETECTORS, MemoryBank, vae_network
+from ood_runners.detectors import vae_network
 from ood_runners.training.fit import fit
 from ood_runners.training.progress import progress_for
 
 
 def main(options: dict[str, Any]) -> None:
-    size = options.pop("bank", None)
-    if size is not None:
-
-        class Bank(MemoryBank):
-            """A memory bank with as many entries as were asked for."""
-
-            def __init__(self, *, size: int = size, k: int = 3, seed: int = 0) -> None:
-                super().__init__(size=size, k=k, seed=seed)
-
-        DETECTORS["memory_bank"] = Bank
+    if "bank" in options:
+        options["bank_size"] = options.pop("bank")
     if options.pop("brief_vae", False):
         vae_network.EPOCHS, vae_network.STEPS_PER_EPOCH = 2, 8
     folder, weights = Path(options.pop("folder")), Path(options.pop("weights"))

@@ -69,14 +69,57 @@ def fit(
     alpha: Annotated[
         float, typer.Option(callback=_parse_alpha, help="The share of normal pictures that may be called anomalous.")
     ] = 0.01,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "fast: a small memory bank, no VAE. balanced. accurate: larger pictures and a larger bank. Options "
+                "beside it go first. (Not the profile that `bentoml serve --arg` takes: that one is of processes.)"
+            )
+        ),
+    ] = "balanced",
     size: Annotated[
-        str, typer.Option(metavar="PIXELS", help="What pictures are resized to: 224, or HEIGHTxWIDTH.")
-    ] = "224",
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="What pictures are resized to: 224, or HEIGHTxWIDTH; the profile's otherwise.",
+            show_default=False,
+        ),
+    ] = None,
     detectors: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Some of memory_bank,mahalanobis,vae,softmax; all that the weights allow otherwise.",
+            help="Some of memory_bank,mahalanobis,vae,softmax; all that profile and weights allow otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    bank_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Entries of the memory bank, at most; the profile's otherwise.", show_default=False),
+    ] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "How the memory bank is searched: exact, int8, ivf, hnsw, lsh, or auto, by its size. What finds fewer "
+                "than 99 % of the nearest entries is replaced by the exact search."
+            )
+        ),
+    ] = "auto",
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Choose the bank so that a verdict takes at most this on this machine, from pixels on.",
+            show_default=False,
+        ),
+    ] = None,
+    budget_mb: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MB",
+            help="Choose the bank so that the version's files take at most this, beside the backbone's own.",
             show_default=False,
         ),
     ] = None,
@@ -112,9 +155,10 @@ def fit(
     \b
       fit photos/hazelnut --product hazelnut
       fit photos/hazelnut --product hazelnut --alpha 0.05 --no-promote
+      fit photos/hazelnut --product hazelnut --profile fast --budget-ms 25
       fit photos --product lab --weights classifier.safetensors --detectors softmax,mahalanobis
     """
-    pixels = _parse_size(size)
+    pixels = None if size is None else _parse_size(size)
     from ood_runners.training.fit import fit as fit_product
 
     if backbone == "auto":
@@ -128,7 +172,12 @@ def fit(
         backbone=backbone,
         weights=weights,
         alpha=alpha,
+        profile=profile,
         size=pixels,
+        bank_size=bank_size,
+        search=search,
+        budget_ms=budget_ms,
+        budget_mb=budget_mb,
         detectors=[name.strip() for name in detectors.split(",")] if detectors else None,
         head=head,
         seed=seed,

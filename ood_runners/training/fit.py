@@ -25,16 +25,19 @@ from ood_runners.calibration.weights import fusion_weights, knows_pictures
 from ood_runners.detectors import DETECTORS, Detector, MemoryBank, Softmax, Vae
 from ood_runners.detectors.base import Probes
 from ood_runners.detectors.heads import HEADS, Linear
+from ood_runners.detectors.memory_bank import SEARCHES
 from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
-from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PROJECTION, Product, place
+from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PROJECTION, Product, place, score_all
 from ood_runners.training.augment import AUGMENTED, LIGHT, PERCENT, check_augment, fit_held_out, under_light
 from ood_runners.training.datasets import Dataset, discover
 from ood_runners.training.extract import StoredBackbone, store_backbone
 from ood_runners.training.pictures import TrainingPictures, read_training
 from ood_runners.training.prepare import Prepared, prepare
 from ood_runners.training.probes import make_probes
+from ood_runners.training.profiles import DEFAULT, MB, Budget, Cost, Profile, largest_bank, milliseconds, nbytes, trial
+from ood_runners.training.profiles import resolve as resolve_profile
 from ood_runners.training.progress import Progress, SilentProgress, Stage
 
 FOLDS = 10
@@ -42,6 +45,7 @@ FOLDS = 10
 FOLDS_OF = {"vae": 3}
 GOLDEN_TOLERANCE = 0.01  # relative; another processor's rounding stays below 0.001, another resize does not
 THUMBNAIL = 96  # pixels
+BANK = MemoryBank.name
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,13 @@ def fit(
     backbone: str = "resnet50",
     weights: Path | None = None,
     alpha: float = 0.01,
-    size: tuple[int, int] = (224, 224),
+    profile: str = DEFAULT,
+    size: tuple[int, int] | None = None,
     detectors: Sequence[str] | None = None,
+    bank_size: int | None = None,
+    search: str = AUTO,
+    budget_ms: float | None = None,
+    budget_mb: float | None = None,
     head: str = AUTO,
     seed: int = 0,
     promote: bool = True,
@@ -78,8 +87,13 @@ def fit(
     product : what the version is fitted for
     backbone, weights : see `backbones.BACKBONES`; `weights` is a state dict's file
     alpha : the false-alarm rate; where there are too few pictures to decide at it, the smallest that can be
+    profile : a name of `profiles.PROFILES`: the size, the bank and the detectors where these are None
     size : height and width, in pixels, that pictures are resized to
-    detectors : names from `detectors.DETECTORS`; None fits all that the weights allow
+    detectors : names from `detectors.DETECTORS`; None fits all that the profile and the weights allow
+    bank_size : entries of the memory bank, at most
+    search : of the memory bank; one of `detectors.memory_bank.SEARCHES`
+    budget_ms, budget_mb : the bank is made as small as it must be for a verdict to take so many milliseconds on this
+        machine, from pixels on and one picture at a time, and for the version's own files to take so many megabytes
     head : of the softmax detector; a name of `detectors.heads.HEADS`, or "auto": several of them together
     promote : put the version into production
     device : "auto", "cpu" or "cuda"
@@ -93,7 +107,11 @@ def fit(
     """
     progress = progress or SilentProgress()
     check_product(product)
-    names = _check(detectors, alpha, head)
+    names = _check(detectors, alpha, head, search)
+    budget = Budget(budget_ms, budget_mb)
+    chosen = resolve_profile(profile, size=size, bank=bank_size, budget=budget, has_bank="memory_bank" in names)
+    if detectors is None:
+        names = [name for name in names if name not in chosen.leave_out]
     check_augment(augment, names)
     precision = _precision(precision, device)
     dataset = discover(folder)
@@ -101,19 +119,32 @@ def fit(
     started = time.monotonic()
     with TemporaryDirectory(prefix="ood-fit-", ignore_cleanup_errors=True) as scratch_name:
         scratch = Path(scratch_name)
-        pictures = read_training(dataset, size, scratch, progress)
+        pictures = read_training(dataset, chosen.size, scratch, progress)
         with progress.stage("backbone", total=1) as stage:
             stored_backbone = store_backbone(backbone, weights, scratch)
             stage.advance(note=stored_backbone.info.origin)
         names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
         fitting = _Fitting(
-            dataset, pictures, stored_backbone, names, head, size, alpha, seed, device, precision, progress, augment
+            dataset,
+            pictures,
+            stored_backbone,
+            names,
+            head,
+            chosen,
+            search,
+            budget,
+            alpha,
+            seed,
+            device,
+            precision,
+            progress,
+            augment,
         )
         fitted = fitting.run(scratch)
         with open_writer(product) as writer:
             manifest = fitting.write(writer, product, fitted, notes, started)
             tag = str(writer.commit(manifest))
-    lines = notes + _advice(manifest)
+    lines = notes + _advice(manifest) + _cost(manifest)
     if promote:
         promote_version(tag, why="fitted")
         lines.append(f"{tag} is in production.")
@@ -138,7 +169,9 @@ class _Fitting:
     backbone: StoredBackbone
     names: Sequence[str]
     head: str
-    size: tuple[int, int]
+    profile: Profile
+    search: str
+    budget: Budget
     alpha: float
     seed: int
     device: str
@@ -175,14 +208,20 @@ class _Fitting:
         detectors: dict[str, Detector] = {}
         held_out: dict[str, Scores] = {}
         probed: dict[str, Scores] = {}
-        for name in self.names:
-            detectors[name], scores = self._fit_detector(name, features, light, labels, probes, rng)
+        for name in sorted(self.names, key=lambda name: bool(self.budget) and name == BANK):  # then it comes last
+            bank = self.profile.bank
+            if self.budget and name == BANK:
+                bank = self._affordable(prepared, detectors)
+                clock("budget")
+            detectors[name], scores = self._fit_detector(name, features, light, labels, probes, rng, bank)
             held_out[name], probed[name] = scores[: len(features)], scores[len(features) :]
             clock(name)
+        detectors = {name: detectors[name] for name in self.names}
+        held_out = {name: held_out[name] for name in self.names}
         with self.progress.stage("calibration", total=1) as stage:
             fusion = fusion_weights(self.names, folders=folders, categories=categories)
             calibration = Calibration.fit(
-                held_out, fusion, self.size, self.alpha, probes=None if probes is None else probed
+                held_out, fusion, self.profile.size, self.alpha, probes=None if probes is None else probed
             )
             stage.advance()
         clock("calibration")
@@ -196,9 +235,12 @@ class _Fitting:
         labels: NDArray[np.int64] | None,
         probes: Probes | None,
         rng: np.random.Generator,
+        bank: int,
     ) -> tuple[Detector, Scores]:
         """The fitted detector, and the held-out scores of the pictures, followed by those of the probes."""
         detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": self.seed}))
+        if isinstance(detector, MemoryBank):
+            detector.size, detector.search = bank, self.search
         place(detector, self.device, None)
         if isinstance(detector, Softmax):
             detector.head = self.head
@@ -213,6 +255,28 @@ class _Fitting:
             if isinstance(detector, Vae):
                 detector.progress = lambda epoch, epochs, loss: stage.advance(note=f"loss {loss:.3g}", total=epochs)
             return detector, fit_held_out(detector, features, light, folds, labels, probes=probes)
+
+    def _affordable(self, prepared: Prepared, others: Mapping[str, Detector]) -> int:
+        """Entries of the largest bank that the budget leaves room for, beside the network and the other detectors."""
+        picture = np.asarray(self.training.pictures[:1])
+        arrays = [detector.to_arrays() for detector in others.values()] + [_thumbnails(self.training.pictures)]
+        if prepared.projection is not None:
+            arrays.append(prepared.projection.to_arrays())
+        graph = [] if prepared.graph is None else [file.stat().st_size for file in prepared.graph.parent.iterdir()]
+        besides = Cost(
+            milliseconds(lambda: score_all(prepared.network, others, picture)),
+            sum(map(nbytes, arrays)) + sum(graph) + len(images.encode_png(picture[0])),
+        )
+
+        def cost_of(size: int) -> Cost:
+            with self.progress.stage("budget", total=1) as stage:
+                cost = trial(prepared.features, MemoryBank(size=size, seed=self.seed, search=self.search))
+                stage.advance(note=f"{size} entries: {besides.ms:.1f} + {cost.ms:.1f} ms")
+            return cost
+
+        patches = prepared.features.patches
+        most = self.profile.bank if patches is None else min(self.profile.bank, int(np.prod(patches.shape[:3])))
+        return largest_bank(most, self.budget, besides, cost_of)
 
     def _augmentation(self, name: str) -> dict[str, Any]:
         augmented = self.augment == LIGHT and name in AUGMENTED
@@ -247,7 +311,7 @@ class _Fitting:
                     "precision": "float32" if fitted.prepared.graph is None else INT8,
                 },
                 "metrics": {"int8": fitted.prepared.int8} if fitted.prepared.int8 else {},
-                "input": {"height": self.size[0], "width": self.size[1]},
+                "input": {"height": self.profile.size[0], "width": self.profile.size[1]},
                 "features": fitted.prepared.wanted,
                 "detectors": {
                     name: {
@@ -284,10 +348,17 @@ class _Fitting:
         judged = opened.judge(golden[np.newaxis])[0]
         raw = {name: one.score for name, one in judged.detectors.items()}
         seconds = {stage: round(value, 2) for stage, value in fitted.seconds.items()}
+        cost = {
+            "seconds": seconds | {"all": round(time.monotonic() - started, 2)},
+            "ms": round(milliseconds(lambda: opened.judge(golden[np.newaxis])), 2),
+            "mb": round(sum(file.stat().st_size for file in writer.path.iterdir()) / MB, 2),
+        }
+        if self.budget:
+            cost["budget"] = {"ms": self.budget.ms, "mb": self.budget.mb}
         return manifest.model_copy(
             update={
                 "golden": manifest.golden.model_copy(update={"scores": raw, "p_value": judged.p_value}),
-                "cost": {"seconds": seconds | {"all": round(time.monotonic() - started, 2)}},
+                "cost": cost,
                 "files": {},
             }
         )
@@ -315,7 +386,7 @@ class _Clock:
         self._seconds[stage], self._last = now - self._last, now
 
 
-def _check(detectors: Sequence[str] | None, alpha: float, head: str) -> list[str]:
+def _check(detectors: Sequence[str] | None, alpha: float, head: str, search: str) -> list[str]:
     if not 0 < alpha < 1:
         raise BadParameter(f"alpha is a false-alarm rate between 0 and 1, not {alpha:g}.")
     names = list(DETECTORS) if detectors is None else list(dict.fromkeys(detectors))
@@ -324,6 +395,8 @@ def _check(detectors: Sequence[str] | None, alpha: float, head: str) -> list[str
         raise BadParameter(f"There is no detector {', '.join(unknown) or 'given'}; choose of {', '.join(DETECTORS)}.")
     if head not in (AUTO, *HEADS):
         raise BadParameter(f"There is no head {head}; choose {AUTO}, or one of {', '.join(HEADS)}.")
+    if search not in SEARCHES:
+        raise BadParameter(f"There is no search {search}; choose one of {', '.join(SEARCHES)}.")
     return names
 
 
@@ -383,6 +456,17 @@ def _thumbnails(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         joined.write(images.encode_jpeg(small, 80))
         offsets.append(joined.tell())
     return {"jpeg": np.frombuffer(joined.getvalue(), np.uint8), "offsets": np.array(offsets, np.int64)}
+
+
+def _cost(manifest: Manifest) -> list[str]:
+    """What a picture and the files take, and whether that is more than was asked for."""
+    cost, bank = manifest.cost, manifest.detectors.get(BANK)
+    facts = "" if bank is None else f"; {bank.info['entries']} entries in the memory bank ({bank.info['search']})"
+    lines = [f"A verdict takes {cost['ms']:.1f} ms here, from pixels on, and the files {cost['mb']:.1f} MB{facts}."]
+    for unit, allowed in cost.get("budget", {}).items():
+        if allowed is not None and cost[unit] > allowed:
+            lines.append(f"That is more than the budget of {allowed:g} {unit}: this machine was busier than before.")
+    return lines
 
 
 def _advice(manifest: Manifest) -> list[str]:

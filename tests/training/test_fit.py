@@ -206,3 +206,42 @@ def test_ctrl_c_leaves_the_store_as_it_was(bento_home, tmp_path):
     assert "interrupted" in rest and "Traceback" not in rest
     assert list_versions() == [] and production("stripes") is None
     assert not list((bento_home / "ood-staging").glob("*/*"))
+
+
+def test_a_budget_makes_the_bank_smaller_and_the_costs_are_recorded(bento_home, folder):
+    options = {"backbone": BACKBONE, "size": (64, 64), "detectors": FAST, "promote": False}
+    plain = fit(folder, product="stripes", bank_size=1_500, **options)
+    cost = plain.manifest.cost
+    assert plain.manifest.detectors["memory_bank"].params["size"] == 1_500
+    assert cost["ms"] > 0 and "budget" not in cost
+    stored = read_version(plain.tag)
+    held = sum(file.stat().st_size for file in stored.path.iterdir()) / 1e6
+    assert cost["mb"] == pytest.approx(held, abs=0.05)  # the manifest itself is not counted
+
+    allowed = cost["mb"] - 0.1
+    small = fit(folder, product="stripes", budget_mb=allowed, **options)
+    entries = small.manifest.detectors["memory_bank"].info["entries"]
+    assert entries < plain.manifest.detectors["memory_bank"].info["entries"]
+    assert small.manifest.cost["mb"] <= allowed and small.manifest.cost["budget"] == {"ms": None, "mb": allowed}
+    assert list(small.manifest.detectors) == FAST and "budget" in small.manifest.cost["seconds"]
+    assert any(line.startswith("A verdict takes ") and f"{entries} entries" in line for line in small.lines)
+    assert Product.open(read_version(small.tag)).judge(np.zeros((1, 64, 64, 3), np.uint8))[0].verdict == "anomalous"
+
+    before = len(list_versions())
+    with pytest.raises(BadParameter, match="are too few; raise --budget-ms"):
+        fit(folder, product="stripes", budget_ms=0.001, **options)
+    assert len(list_versions()) == before
+
+
+def test_profile_search_and_what_goes_before_them(bento_home, folder):
+    result = fit(
+        folder, product="stripes", backbone=BACKBONE, size=(64, 64), profile="fast", search="hnsw", alpha=0.1, seed=3
+    )
+    assert list(result.manifest.detectors) == ["memory_bank", "mahalanobis", "softmax"]
+    bank = result.manifest.detectors["memory_bank"]
+    assert bank.params["size"] == 2_000 and bank.params["search"] == "hnsw"
+    assert set(bank.info["index_recall"]) == {"hnsw"}
+    assert bank.info["search"] == ("hnsw" if bank.info["index_recall"]["hnsw"] >= 0.99 else "exact")
+    for wrong in ({"profile": "quick"}, {"search": "kdtree"}, {"bank_size": 9, "budget_mb": 1.0}):
+        with pytest.raises(BadParameter):
+            fit(folder, product="stripes", backbone=BACKBONE, **wrong)
