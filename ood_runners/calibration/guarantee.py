@@ -18,6 +18,21 @@ def needed_for(alpha: float) -> int:
     return math.ceil(1.0 / alpha - 1e-9) - 1
 
 
+def false_alarms(alpha: float, n: int, m: int) -> Any:
+    """How many of m new normal pictures have p <= alpha, against n calibration scores: a frozen `scipy.stats` law.
+
+    All m meet one threshold, so it is no binomial. Of n + m exchangeable scores without ties, those of the m that lie
+    above the k-th largest of the n are beta-binomial(m, k, n + 1 - k), k being the greatest for which
+    k / (n + 1) <= alpha; their mean is m k / (n + 1).
+    """
+    from scipy.stats import betabinom, binom
+
+    allowed = math.floor(alpha * (n + 1) + 1e-9)
+    if not 0 < allowed <= n:
+        return binom(m, float(allowed > n))
+    return betabinom(m, allowed, n + 1 - allowed)
+
+
 def certificate(alpha: float, n: int) -> dict[str, Any]:
     """What can be said of this very calibration set with 95 % confidence, and what an alpha-certificate takes.
 

@@ -214,8 +214,8 @@ def _read(stored: NDArray[np.uint8], kind: str, bank: NDArray[np.float16]) -> An
     import faiss
 
     built: Any = faiss.deserialize_index(np.ascontiguousarray(stored, np.uint8))
-    expected: type = {"ivf": faiss.IndexIVFScalarQuantizer, "hnsw": faiss.IndexHNSWSQ, "lsh": faiss.IndexLSH}[kind]
-    if built.__class__ is not expected or (built.ntotal, built.d) != bank.shape or not built.is_trained:
+    expected = {"ivf": "IndexIVFScalarQuantizer", "hnsw": "IndexHNSWSQ", "lsh": "IndexLSH"}[kind]
+    if type(built).__name__ != expected or (built.ntotal, built.d) != bank.shape or not built.is_trained:
         raise ValueError("it is not an index of these entries")
     if kind == "ivf" and built.quantizer.ntotal != built.nlist:
         raise ValueError("its cells and their centres differ in number")

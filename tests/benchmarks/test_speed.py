@@ -32,7 +32,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("script", ["throughput", "serving", "fit", "scaling", "soak"])
+@pytest.mark.parametrize("script", ["throughput", "serving", "fit", "scaling", "soak", "search", "calibration"])
 def test_says_what_it_does(script: str) -> None:
     done = subprocess.run(
         [sys.executable, str(FOLDER / f"{script}.py"), "--help"],
