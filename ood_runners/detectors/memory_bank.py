@@ -25,7 +25,7 @@ from ood_runners.features import Features, Scores
 MAX_PATCHES = 300_000  # in memory at a time while the bank is chosen: about 160 MB at 128 dimensions
 SEARCH_PICTURES = 32  # scored at a time
 LARGE = 2_000  # entries from which on the search in int8 pays
-MIN_RECALL, RECALL_QUERIES = 0.99, 1_024
+MIN_RECALL, RECALL_QUERIES, INDEX_QUERIES = 0.99, 1_024, 8_192
 AUTO, EXACT, INT8, IVF = "auto", "exact", "int8", "ivf"
 SEARCHES = (AUTO, EXACT, INT8, *KINDS)
 INDEX_FROM = 5_000  # entries from which on inverted lists are less work on any processor; see docs/accuracy.md
@@ -60,6 +60,8 @@ class MemoryBank(Detector):
         The approximate search that scores new pictures, where one is used.
     index_recall_ : dict
         By each kind of index that was tried, the share of training patches whose nearest entry it found.
+    index_excess_ : dict
+        Likewise, by what share it overstated their largest 1 % of distances.
     """
 
     name = "memory_bank"
@@ -140,7 +142,8 @@ class MemoryBank(Detector):
         else:
             facts["search"] = INT8 if self.recall_ >= MIN_RECALL else EXACT
             facts |= {"recall": self.recall_} if self.recall_ else {}
-        return facts | ({"index_recall": self.index_recall_} if self.index_recall_ else {})
+        tried = {"index_recall": self.index_recall_, "index_excess": self.index_excess_}
+        return facts | (tried if self.index_recall_ else {})
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {
@@ -150,7 +153,8 @@ class MemoryBank(Detector):
             "recall": np.array([self.recall_]),
         }
         if self.index_recall_:
-            arrays["index_recall"] = np.array([self.index_recall_.get(kind, np.nan) for kind in KINDS])
+            for name, by_kind in (("index_recall", self.index_recall_), ("index_excess", self.index_excess_)):
+                arrays[name] = np.array([by_kind.get(kind, np.nan) for kind in KINDS])
         return arrays | (self.index_.to_arrays() if self.index_ is not None else {})
 
     @classmethod
@@ -160,8 +164,10 @@ class MemoryBank(Detector):
         detector.recall_ = float(arrays["recall"][0]) if "recall" in arrays else 0.0
         if detector.bank_.ndim != 2 or not len(detector.bank_):
             raise ArtifactError("The stored memory bank is empty or has no (entries, dimensions) shape.")
-        tried = zip(KINDS, arrays.get("index_recall", np.empty(0)), strict=False)
-        detector.index_recall_ = {kind: float(found) for kind, found in tried if np.isfinite(found)}
+        detector.index_recall_, detector.index_excess_ = (
+            {kind: float(found) for kind, found in zip(KINDS, arrays.get(name, ()), strict=False) if np.isfinite(found)}
+            for name in ("index_recall", "index_excess")
+        )
         detector.index_ = Index.from_arrays(arrays, detector.bank_, detector._k()) if "index" in arrays else None
         return detector
 
@@ -185,36 +191,39 @@ class MemoryBank(Detector):
         self.bank_ = np.concatenate(bank)
         self.source_ = np.concatenate(source)
         self.fold_ = np.concatenate(fold_of)
-        self._choose_search(*self._queries(patches, folds))
+        self._choose_search(patches, folds)
 
     def _queries(
-        self, patches: NDArray[Any], folds: NDArray[np.int64]
+        self, patches: NDArray[Any], folds: NDArray[np.int64], count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-        """Patches of one fold, float32 (n, d), to measure recall with, and which entries are that fold's own."""
+        """So many patches of one fold, float32 (n, d), to measure with, and which entries are that fold's own."""
         rng = np.random.default_rng(self.seed)
         fold = folds[0]
-        rows = rng.permutation(np.flatnonzero(folds == fold))[:RECALL_QUERIES]
-        cells = rng.integers(patches.shape[1] * patches.shape[2], size=RECALL_QUERIES)
-        chosen = rows[np.arange(RECALL_QUERIES) % len(rows)]
+        rows = rng.permutation(np.flatnonzero(folds == fold))[:count]
+        cells = rng.integers(patches.shape[1] * patches.shape[2], size=count)
+        chosen = rows[np.arange(count) % len(rows)]
         queries = patches[chosen, cells // patches.shape[2], cells % patches.shape[2]]
         own = self.fold_ == fold
         return finite_float32(queries, "patch features"), None if own.all() else own
 
-    def _choose_search(self, queries: NDArray[np.float32], without: NDArray[np.bool_] | None) -> None:
+    def _choose_search(self, patches: NDArray[Any], folds: NDArray[np.int64]) -> None:
         """Measure what may be taken, and take an index where one was asked for, or is less work, and finds enough."""
-        self._search, self.index_, self.index_recall_, self.recall_ = None, None, {}, 0.0
+        self._search, self.index_, self.recall_ = None, None, 0.0
+        self.index_recall_, self.index_excess_ = {}, {}
         large = len(self.bank_) >= LARGE
         if self.search == INT8 or (large and self.search != EXACT):
+            queries, without = self._queries(patches, folds, RECALL_QUERIES)
             self.recall_ = recall(self.bank_, queries, self.k, without, self.threads)
         kind = self.search
         if kind == AUTO and len(self.bank_) >= INDEX_FROM:
             kind = IVF
         if kind not in KINDS:
             return
+        queries, without = self._queries(patches, folds, INDEX_QUERIES)
         others = self.bank_ if without is None else self.bank_[~without]
         effort, found = fit_effort(kind, others, queries, self.k, MIN_RECALL, seed=self.seed, threads=self.threads)
-        self.index_recall_ = {kind: found}
-        if found >= MIN_RECALL:
+        self.index_recall_, self.index_excess_ = {kind: found.recall}, {kind: found.excess}
+        if found.enough(MIN_RECALL):
             index = Index(kind, self.bank_, self._k(), effort, seed=self.seed, threads=self.threads)
             if self.search == kind or index.share <= MOST_SHARE:
                 self.index_ = index

@@ -235,6 +235,7 @@ def test_an_index_scores_new_pictures_and_the_exact_search_those_held_out(search
     np.testing.assert_array_equal(exact.fit_held_out(features, folds).map, indexed.fit_held_out(features, folds).map)
     info = indexed.info()
     assert info["search"] == search and info["recall"] >= 0.99 and info["index_recall"] == {search: info["recall"]}
+    assert info["index_excess"][search] <= 0.01
     maps, close = exact.score(queries).map, indexed.score(queries).map
     assert (close >= maps * (1 - 1e-3)).all()  # what an index misses only makes a distance larger
     assert np.mean(np.isclose(close, maps, rtol=1e-3)) > 0.97
