@@ -153,9 +153,10 @@ def patch_distances(patches: NDArray[Any], *, seed: int = 0, progress: Progress 
 def outliers(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64], float]:
     """Which of n values lie too far above the others, by how much, and the limit.
 
-    Each of the largest is measured against all those below it, so that several do not hide each other: its distance
-    from their median in units of their upper half's mean excess. Were that half Gaussian, one of n normal values would
-    exceed the limit with a chance of about 5 %; real scores are more skewed, and lose one more often. The largest 15 % are looked at; what is above an outlier is one.
+    Each of the largest 15 % is measured against all those below it, so that several do not hide each other: its
+    distance from their median in units of their upper half's mean excess; what is above an outlier is one. Were that
+    half Gaussian, one of n normal values would exceed the limit with a chance of about 5 %; real scores are more
+    skewed, and lose one more often.
 
     Returns
     -------
