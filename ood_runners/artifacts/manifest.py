@@ -111,13 +111,25 @@ class SkippedFile(_Part):
     reason: str
 
 
+class LeftOutFile(_Part):
+    """A picture unlike the others: not calibrated on, and `fitted` on or not."""
+
+    path: str
+    reason: str
+    fitted: bool
+
+
 class DataEntry(_Part):
-    """What it was fitted on; `suspects` are training pictures that look unlike all others."""
+    """What it was fitted on: `train_count` pictures, without those `left_out` that are not fitted on.
+
+    `suspects` are training pictures that look unlike all others and count as normal all the same.
+    """
 
     layout: str
     fingerprint: str
     train_count: Count
     skipped: list[SkippedFile] = []
+    left_out: list[LeftOutFile] = []
     suspects: list[str] = []
     classes: list[str] | None = None
 

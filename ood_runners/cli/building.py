@@ -147,6 +147,16 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    contamination: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none",
+            help=(
+                "auto leaves out training pictures that look unlike all others, such as defects among them, and lists "
+                "them; none keeps all."
+            ),
+        ),
+    ] = "auto",
 ) -> None:
     """Fit a new version of a product from a folder of normal pictures, and put it into production.
 
@@ -185,6 +195,7 @@ def fit(
         device=device,
         precision=precision,
         augment=augment,
+        contamination=contamination,
         progress=Interruptible(progress_for()),
     )
     for line in result.lines:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ood_runners import images
 from ood_runners.artifacts import Manifest, Stored, check_product, check_writable, save_arrays
 from ood_runners.artifacts import promote as promote_version
+from ood_runners.artifacts.manifest import LeftOutFile
 from ood_runners.artifacts.store import VersionWriter, open_writer
 from ood_runners.backbones.classifier import read_classifier
 from ood_runners.backbones.runtime import choose_device
@@ -30,6 +31,7 @@ from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
 from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PROJECTION, Product, place, score_all
+from ood_runners.training import contamination as contaminated
 from ood_runners.training.augment import AUGMENTED, LIGHT, PERCENT, check_augment, fit_held_out, under_light
 from ood_runners.training.datasets import Dataset, discover
 from ood_runners.training.extract import StoredBackbone, store_backbone
@@ -77,6 +79,7 @@ def fit(
     device: str = "auto",
     precision: str = "auto",
     augment: str | None = None,
+    contamination: str = contaminated.AUTO,
     progress: Progress | None = None,
 ) -> FitResult:
     """Fit detectors on a folder's normal pictures, calibrate them and store them as a new version.
@@ -99,6 +102,8 @@ def fit(
     device : "auto", "cpu" or "cuda"
     precision : of the backbone: "float32", "int8" (on a CPU), or "auto": int8 where it costs no accuracy
     augment : "light" fits the memory bank and the Gaussians on each picture darker and brighter as well
+    contamination : "auto" leaves out training pictures that look unlike all others (`training.contamination`);
+        "none" only names them
 
     Raises
     ------
@@ -113,6 +118,7 @@ def fit(
     if detectors is None:
         names = [name for name in names if name not in chosen.leave_out]
     check_augment(augment, names)
+    contaminated.check_contamination(contamination)
     precision = _precision(precision, device)
     dataset = discover(folder)
     check_writable()
@@ -139,6 +145,7 @@ def fit(
             precision,
             progress,
             augment,
+            contamination,
         )
         fitted = fitting.run(scratch)
         with open_writer(product) as writer:
@@ -155,6 +162,11 @@ def fit(
 
 @dataclass(frozen=True)
 class _Fitted:
+    """`held_out` scores are those of the pictures calibrated on, whose places in `training` are `rows`."""
+
+    training: TrainingPictures
+    left_out: Sequence[LeftOutFile]
+    rows: NDArray[np.int64]
     detectors: Mapping[str, Detector]
     held_out: Mapping[str, Scores]
     calibration: Calibration
@@ -178,6 +190,7 @@ class _Fitting:
     precision: str
     progress: Progress
     augment: str | None = None
+    contamination: str = contaminated.AUTO
 
     def run(self, scratch: Path) -> _Fitted:
         seconds: dict[str, float] = {}
@@ -193,17 +206,23 @@ class _Fitting:
             scratch=scratch,
             progress=self.progress,
         )
-        features = prepared.features
         clock("features")
+        folders, categories = bool(self.dataset.classes), knows_pictures(prepared.features.logits)
+        screened = contaminated.Screened.nothing(len(self.training.pictures))
+        patches = prepared.features.patches
+        if self.contamination == contaminated.AUTO and patches is not None and not (folders or categories):
+            screened = contaminated.screen(patches, seed=self.seed, progress=self.progress)
+            clock("contamination")
+        training, prepared = contaminated.only(self.training, prepared, screened.fitted, scratch)
+        features = prepared.features
         light = None
         if self.augment == LIGHT:
-            light = under_light(prepared, self.training.pictures, scratch, self.progress)
+            light = under_light(prepared, training.pictures, scratch, self.progress)
             clock(LIGHT)
-        labels = self.training.labels(self.dataset.classes)
-        folders, categories = bool(self.dataset.classes), knows_pictures(features.logits)
+        labels = training.labels(self.dataset.classes)
         probes = None
         if len(self.names) > 1 and not (folders or categories):  # a scratch does not make it another category
-            probes = make_probes(self.training.pictures, prepared.network, rng, self.progress)
+            probes = make_probes(training.pictures, prepared.network, rng, self.progress)
             clock("synthetic")
         detectors: dict[str, Detector] = {}
         held_out: dict[str, Scores] = {}
@@ -214,7 +233,7 @@ class _Fitting:
                 bank = self._affordable(prepared, detectors)
                 clock("budget")
             detectors[name], scores = self._fit_detector(name, features, light, labels, probes, rng, bank)
-            held_out[name], probed[name] = scores[: len(features)], scores[len(features) :]
+            held_out[name], probed[name] = scores[: len(features)][screened.calibrated], scores[len(features) :]
             clock(name)
         detectors = {name: detectors[name] for name in self.names}
         held_out = {name: held_out[name] for name in self.names}
@@ -225,7 +244,8 @@ class _Fitting:
             )
             stage.advance()
         clock("calibration")
-        return _Fitted(detectors, held_out, calibration, prepared, seconds)
+        left_out = screened.left_out(self.training, self.dataset.root)
+        return _Fitted(training, left_out, screened.calibrated, detectors, held_out, calibration, prepared, seconds)
 
     def _fit_detector(
         self,
@@ -294,10 +314,10 @@ class _Fitting:
         if fitted.prepared.graph is not None:
             for file in fitted.prepared.graph.parent.iterdir():
                 shutil.copyfile(file, writer.path / file.name)
-        save_arrays(writer.path, "thumbnails", _thumbnails(self.training.pictures))
-        golden = self.training.pictures[_typical(fitted)]
+        save_arrays(writer.path, "thumbnails", _thumbnails(fitted.training.pictures))
+        golden = fitted.training.pictures[fitted.rows[_typical(fitted)]]
         (writer.path / GOLDEN).write_bytes(images.encode_png(golden))
-        info, calibration, data = self.backbone.info, fitted.calibration, self.training
+        info, calibration, data = self.backbone.info, fitted.calibration, fitted.training
         # The store hashes the files when it seals them; until then their names are enough to open them.
         unsealed = {path.name: "0" * 64 for path in writer.path.iterdir()}
         manifest = Manifest.model_validate(
@@ -332,15 +352,16 @@ class _Fitting:
                     "layout": self.dataset.layout,
                     "fingerprint": data.fingerprint,
                     "train_count": len(data.pictures),
+                    "left_out": list(fitted.left_out),
                     "suspects": [
                         data.files[i].path.relative_to(self.dataset.root).as_posix()
-                        for i in calibration.outliers(fitted.held_out)
+                        for i in fitted.rows[calibration.outliers(fitted.held_out)]
                     ],
                     "skipped": [{"path": path, "reason": reason} for path, reason in data.skipped],
                     "classes": self.dataset.classes or None,
                 },
                 "golden": {"scores": {}, "p_value": 1.0, "tolerance": GOLDEN_TOLERANCE},
-                "notes": list(notes),
+                "notes": [*notes, *contaminated.notes(fitted.left_out, calibration.n, calibration.alpha)],
                 "files": unsealed,
             }
         )
@@ -472,6 +493,7 @@ def _cost(manifest: Manifest) -> list[str]:
 def _advice(manifest: Manifest) -> list[str]:
     calibration, data = manifest.calibration, manifest.data
     lines = [f"Skipped {one.path}: {one.reason}" for one in data.skipped]
+    lines += contaminated.notes(data.left_out, calibration.n, calibration.alpha)
     lines += [
         f"Look at {path}: it is unlike all other training pictures. If it is not normal, remove it and fit again; "
         "while it counts as normal, so do pictures as strange as it is."

@@ -141,9 +141,39 @@ def test_broken_files_are_skipped_and_listed(bento_home, folder):
 
 def test_a_training_picture_unlike_the_others_is_named(bento_home, folder):
     (folder / "odd.png").write_bytes(images.encode_png(255 - stripes(3, spot=True).transpose(1, 0, 2) // 2))
-    result = fit(folder, product="stripes", backbone=BACKBONE, size=(64, 64), detectors=FAST)
-    assert result.manifest.data.suspects == ["odd.png"]
-    assert any(line.startswith("Look at odd.png") for line in result.lines)
+    settings = {"backbone": BACKBONE, "size": (64, 64), "detectors": FAST}
+    kept = fit(folder, product="stripes", contamination="none", **settings).manifest
+    assert kept.data.suspects == ["odd.png"] and not kept.data.left_out
+    assert kept.data.train_count == kept.calibration.n == 21
+
+    result = fit(folder, product="stripes", **settings)
+    data = result.manifest.data
+    [left_out] = data.left_out
+    assert left_out.path == "odd.png" and not data.suspects
+    assert result.manifest.calibration.n == 20 and data.train_count == 20 + left_out.fitted
+    said = "\n".join(result.lines)
+    assert f"{'Set aside' if left_out.fitted else 'Dropped'} odd.png: " in said
+    # Two of 22: the one left out, and one of the 20 that alpha = 1/21 allows.
+    assert "up to 9.09% are called anomalous; fit with --contamination none then." in said
+    assert result.manifest.notes and result.manifest.notes[-1] in result.lines
+
+
+def test_a_fit_without_a_dropped_picture_is_that_of_a_folder_without_it(bento_home, folder):
+    settings = {"backbone": BACKBONE, "size": (96, 96), "detectors": FAST, "alpha": 0.06}
+    (folder / "003.png").unlink()  # of these drawings the one that is left out by chance
+    clean = fit(folder, product="clean", **settings).manifest
+    (folder / "zz_spot.png").write_bytes(images.encode_png(stripes(501, spot=True)))
+    found = fit(folder, product="found", **settings).manifest
+    assert [(one.path, one.fitted) for one in found.data.left_out] == [("zz_spot.png", False)]
+    assert not clean.data.left_out and found.calibration == clean.calibration
+    normal, odd = stripes(500), stripes(502, spot=True)
+    judged = Product.open(read_version("found")).judge(np.stack([normal, odd]))
+    assert [one.verdict for one in judged] == ["normal", "anomalous"]
+
+
+def test_a_way_with_contamination_that_does_not_exist_is_refused_before_any_work(bento_home, folder):
+    with pytest.raises(BadParameter, match="no contamination 'some'; choose auto or none"):
+        fit(folder, product="stripes", backbone=BACKBONE, contamination="some")
 
 
 def test_nothing_is_stored_for_data_that_cannot_be_fitted(bento_home, tmp_path):

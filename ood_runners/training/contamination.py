@@ -1,0 +1,215 @@
+"""Training pictures that hold something no other picture holds: defects among the normals, and views taken otherwise.
+
+Each patch is measured by its distance to the nearest patch of the m-th nearest *other picture*, m a tenth of the
+pictures and one more: defects of one kind cannot vouch for each other as long as they are at most a tenth of the
+folder. A picture's strangeness is that of its strangest hundredth, as in the memory bank.
+
+What is strange in one place is dropped: a memory bank that holds a defect forgives the next one like it. What is as
+strange in its calmest places as in its strangest, such as a picture under other light, shows no defect but another
+way of taking pictures; the detectors keep it, and only the calibration, whose threshold it would set alone, goes
+without it.
+
+References
+----------
+Jiang et al., "SoftPatch: Unsupervised Anomaly Detection with Noisy Data", NeurIPS 2022, which weighs single patches
+by their local outlier factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_runners.artifacts.manifest import LeftOutFile
+from ood_runners.detectors.base import top_mean
+from ood_runners.detectors.checks import finite_float32
+from ood_runners.detectors.coreset import greedy_coreset
+from ood_runners.errors import BadParameter
+from ood_runners.features import Features
+from ood_runners.training.pictures import TrainingPictures
+from ood_runners.training.prepare import Prepared
+from ood_runners.training.progress import Progress, SilentProgress
+
+AUTO, NONE = "auto", "none"
+SHARE = 0.10  # of defects that cannot hide each other
+MOST = 0.15  # of the pictures, at most, that are left out
+CHANCE = 0.05  # that a folder of normal pictures, their upper half as of a Gaussian, loses one
+LEAST = 16  # pictures; among fewer nothing is called unusual
+REFERENCES, PATCHES = 200, 64  # pictures compared with, and patches of each
+# All over: the calmest fiftieth of the cells is raised by so large a part of the peak's rise.
+CALM, ALL_OVER = 0.02, 2 / 3
+_HALF_NORMAL = math.sqrt(2 / math.pi)  # mean of the upper half of a standard Gaussian
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Which of n pictures are left out.
+
+    Attributes
+    ----------
+    strangeness : float64 (n,), see `outliers`
+    limit : the strangeness from which on a picture is left out
+    dropped : bool (n,), strange in one place: neither fitted nor calibrated on
+    aside : bool (n,), strange all over: fitted on, not calibrated on
+    """
+
+    strangeness: NDArray[np.float64]
+    limit: float
+    dropped: NDArray[np.bool_]
+    aside: NDArray[np.bool_]
+
+    @classmethod
+    def nothing(cls, n: int) -> Screened:
+        """All n pictures stay."""
+        none = np.zeros(n, bool)
+        return cls(np.zeros(n), math.inf, none, none)
+
+    @property
+    def fitted(self) -> NDArray[np.int64]:
+        """Indices of the pictures that are fitted on."""
+        return np.flatnonzero(~self.dropped)
+
+    @property
+    def calibrated(self) -> NDArray[np.int64]:
+        """Indices, among those fitted on, of the pictures that are calibrated on."""
+        return np.flatnonzero(~self.aside[self.fitted])
+
+    def left_out(self, training: TrainingPictures, root: Path) -> list[LeftOutFile]:
+        """The pictures left out, strangest first, each with the reason."""
+        rows = np.flatnonzero(self.dropped | self.aside)
+        found: list[LeftOutFile] = []
+        for i in sorted(map(int, rows), key=lambda i: -self.strangeness[i]):
+            what = "it is all over unlike" if self.aside[i] else "a place in it is unlike anything in"
+            found.append(
+                LeftOutFile(
+                    path=training.files[i].path.relative_to(root).as_posix(),
+                    reason=f"{what} the others (strangeness {self.strangeness[i]:.1f}, limit {self.limit:.1f})",
+                    fitted=bool(self.aside[i]),
+                )
+            )
+        return found
+
+
+def check_contamination(contamination: str) -> None:
+    """BadParameter where there is no such way."""
+    if contamination not in (AUTO, NONE):
+        raise BadParameter(f"There is no contamination {contamination!r}; choose {AUTO} or {NONE}.")
+
+
+def screen(patches: NDArray[Any], *, seed: int = 0, progress: Progress | None = None) -> Screened:
+    """Find the pictures to leave out by their patches, float16 or float32 (n, h, w, d), which may be memory-mapped.
+
+    At most 200 pictures, drawn by `seed`, are compared with, by 64 patches of each that lie far apart.
+    """
+    n = len(patches)
+    if n < LEAST:
+        return Screened.nothing(n)
+    distances = patch_distances(patches, seed=seed, progress=progress)
+    peak = top_mean(distances).astype(np.float64)
+    calm = np.quantile(distances.reshape(n, -1), CALM, axis=1).astype(np.float64)
+    strange, strangeness, limit = outliers(peak)
+    raised = calm - np.median(calm) >= ALL_OVER * (peak - np.median(peak))
+    return Screened(strangeness, limit, strange & ~raised, strange & raised)
+
+
+def patch_distances(patches: NDArray[Any], *, seed: int = 0, progress: Progress | None = None) -> NDArray[np.float32]:
+    """Distance of each patch to the m-th nearest other picture, float32 (n, h, w)."""
+    n, h, w, d = patches.shape
+    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:REFERENCES])
+    m = min(math.ceil(SHARE * len(chosen)) + 1, len(chosen) - 1)
+    each = min(PATCHES, h * w)
+    references = np.empty((len(chosen), each, d), np.float32)
+    found = np.empty((n, h * w), np.float32)
+    with (progress or SilentProgress()).stage("contamination", total=len(chosen) + n) as stage:
+        for row, i in enumerate(chosen):
+            points = finite_float32(patches[i].reshape(-1, d), "patch features")
+            picked = greedy_coreset(points, each, seed=seed, projection_dim=None)
+            references[row] = points[np.resize(picked, each)]  # repeats where patches coincide
+            stage.advance()
+        half = 0.5 * np.einsum("ijk,ijk->ij", references, references)
+        for i in range(n):
+            points = finite_float32(patches[i].reshape(-1, d), "patch features")
+            nearest = np.empty((len(chosen), h * w), np.float32)
+            for start in range(0, len(chosen), CHUNK):
+                rows = slice(start, start + CHUNK)
+                products = references[rows].reshape(-1, d) @ points.T - half[rows].reshape(-1, 1)
+                nearest[rows] = products.reshape(-1, each, h * w).max(axis=1)
+            squared = np.einsum("ij,ij->i", points, points) - 2 * nearest
+            squared[chosen == i] = np.inf
+            found[i] = np.sqrt(np.maximum(np.partition(squared, m - 1, axis=0)[m - 1], 0))
+            stage.advance()
+    return found.reshape(n, h, w)
+
+
+def outliers(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64], float]:
+    """Which of n values lie too far above the others, by how much, and the limit.
+
+    Each of the largest 15 % is measured against all those below it, so that several do not hide each other: its
+    distance from their median in units of their upper half's mean excess; what is above an outlier is one. Were that
+    half Gaussian, one of n normal values would exceed the limit with a chance of about 5 %; real scores are more
+    skewed, and lose one more often.
+
+    Returns
+    -------
+    bool (n,), float64 (n,) (0 for those not looked at) and the limit.
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    limit = float(t.isf(CHANCE / n, n / 2)) / _HALF_NORMAL
+    order = np.argsort(-values, kind="stable")
+    strangeness = np.zeros(n)
+    candidates = int(MOST * n)
+    for i in range(candidates):
+        rest = values[order[i + 1 :]]
+        middle = np.median(rest)
+        above = rest[rest > middle]
+        scale = float((above - middle).mean()) if len(above) else 0.0
+        excess = float(values[order[i]] - middle)
+        strangeness[order[i]] = excess / max(scale, 1e-6 * max(abs(float(middle)), 1e-12))
+    looked_at = order[:candidates]
+    strangeness[looked_at] = np.maximum.accumulate(strangeness[looked_at][::-1])[::-1]
+    return strangeness > limit, strangeness, limit
+
+
+def only(
+    training: TrainingPictures, prepared: Prepared, rows: NDArray[np.int64], scratch: Path
+) -> tuple[TrainingPictures, Prepared]:
+    """Both with the pictures in `rows` alone, memory-mapped in `scratch`; as they are where that is all of them."""
+    if len(rows) == len(training.pictures):
+        return training, prepared
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, array in (prepared.features.to_arrays() | {"pictures": training.pictures}).items():
+        arrays[name] = np.lib.format.open_memmap(
+            scratch / f"kept.{name}.npy", mode="w+", dtype=array.dtype, shape=(len(rows), *array.shape[1:])
+        )
+        for start in range(0, len(rows), CHUNK):
+            arrays[name][start : start + CHUNK] = array[rows[start : start + CHUNK]]
+    kept = replace(training, pictures=arrays["pictures"], files=[training.files[i] for i in rows])
+    return kept, replace(prepared, features=Features.from_arrays(arrays))
+
+
+def notes(left_out: Collection[LeftOutFile], n: int, alpha: float) -> list[str]:
+    """What was left out and what that does to the promise of alpha, for n calibration pictures."""
+    if not left_out:
+        return []
+    lines = [
+        f"{'Set aside' if one.fitted else 'Dropped'} {one.path}: {one.reason}. "
+        + ("It sets no threshold; the detectors know it." if one.fitted else "Look at it.")
+        for one in left_out
+    ]
+    k = len(left_out)
+    bound = (k + math.floor(alpha * (n + 1) + 1e-9)) / (n + k + 1)
+    what = "1 picture" if k == 1 else f"{k} pictures"
+    lines.append(
+        f"The false-alarm rate holds for normal pictures unlike the {what} left out. If all of these are normal after "
+        f"all, up to {bound:.2%} are called anomalous; fit with --contamination none then."
+    )
+    return lines
