@@ -17,6 +17,8 @@ from ood_runners.errors import ArtifactError
 from ood_runners.features import POOLED_PREFIX
 from ood_runners.inference import compile_for_cpu
 
+MOST_WHOLE = 63  # of a weight in int8
+
 
 class OpenVINOEngine:
     """See `runtime.Engine`."""
@@ -106,9 +108,10 @@ def _is_rounded(tap: Any) -> bool:
 def _rounded_weights(kernel: NDArray[np.float32]) -> Any:
     """Weights (d, c, 1, 1) as int8 with a scale for each output: the convolution then runs in int8.
 
-    Bank and pictures see the same rounded weights, so that what they differ by from the exact ones is no noise.
+    Bank and pictures see the same rounded weights, so that what they differ by from the exact ones is no noise. They
+    have seven bits, as those of the backbone (see `training/quantise.py`).
     """
-    scale = np.maximum(np.abs(kernel).max(axis=(1, 2, 3), keepdims=True), 1e-12) / 127
+    scale = np.maximum(np.abs(kernel).max(axis=(1, 2, 3), keepdims=True), 1e-12) / MOST_WHOLE
     whole = ops.constant(np.rint(kernel / scale).astype(np.int8))
     return ops.multiply(ops.convert(whole, "f32"), ops.constant(scale.astype(np.float32)))
 
