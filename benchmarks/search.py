@@ -5,8 +5,9 @@
 
 The queries are the 784 patches of each of four normal test pictures. The bank is a greedy coreset of the training
 pictures up to 30,000 entries, and drawn at random from all other pictures beyond. Each index has the least effort that
-finds 99.5 % of the nearest entries. Times are of one core (CPU time of one thread, the least of several), a picture
-at a time, each index in turn with the products, so that other work on the machine counts little.
+finds 99.5 % of the nearest entries (`pq`: of entries at most 5 % farther). Times are of one core (CPU time of one
+thread, the least of several), a picture at a time, each index in turn with the products, so that other work on the
+machine counts little.
 """
 
 from __future__ import annotations
@@ -67,15 +68,15 @@ def cpu_ms(work: Callable[[], object]) -> float:
 
 def rows_of(bank: NDArray[np.float16], queries: NDArray[np.float32], kinds: list[str]) -> list[list[str]]:
     """One line of the table for the products and for each kind of index."""
-    from ood_runners.detectors.indexes import EFFORTS, Index
+    from ood_runners.detectors.indexes import EFFORTS, SLACK, Index
     from ood_runners.detectors.search import Search
 
     exact, rounded = (Search(bank, NEIGHBOURS, rounded=one, threads=1) for one in (False, True))
     nearest = exact.search(queries)[0]
     noise = 1e-5 * np.einsum("ij,ij->i", queries, queries) + 1e-6
 
-    def found(squared: NDArray[np.float32]) -> float:
-        return float(np.mean(squared[:, 0] <= nearest[:, 0] * (1 + 1e-4) + noise))
+    def found(squared: NDArray[np.float32], kind: str = "") -> float:
+        return float(np.mean(squared[:, 0] <= nearest[:, 0] * SLACK.get(kind, 1 + 1e-4) + noise))
 
     def farther(squared: NDArray[np.float32]) -> float:
         return float(np.sqrt(squared).mean() / np.sqrt(nearest).mean() - 1)
@@ -89,7 +90,7 @@ def rows_of(bank: NDArray[np.float16], queries: NDArray[np.float32], kinds: list
         for effort in EFFORTS[kind]:
             index.use(effort)
             squared = index.search(queries)[0]
-            if found(squared) >= ENOUGH:
+            if found(squared, kind) >= ENOUGH:
                 break
         times = [[cpu_ms(lambda s=s: s.search(picture)) for s in (exact, rounded, index)] for _ in range(3)]
         best = [f"{value:.1f}" for value in np.min(times, axis=0)]
@@ -104,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="a set in MVTec's layout")
     parser.add_argument("--sizes", default="1000,2000,5000,10000,30000,100000,300000")
-    parser.add_argument("--kinds", default="ivf,hnsw,lsh")
+    parser.add_argument("--kinds", default="pq,ivf,hnsw,lsh")
     parser.add_argument("--quick", action="store_true", help="a small generated set, to see that it works")
     options = parser.parse_args()
     sizes = [300, 1_000] if options.quick else [int(size) for size in options.sizes.split(",")]

@@ -10,10 +10,13 @@ trains for seconds, since only its speed matters here. Every time is the median 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -37,22 +40,47 @@ from common import (
 )
 from numpy.typing import NDArray
 
+from ood_runners.cores import available_cores
+
 if TYPE_CHECKING:
     from ood_runners.artifacts import Stored
+    from ood_runners.backbones import FeatureNetwork
+    from ood_runners.features import Scores
     from ood_runners.pipeline import Product
 
 BATCHES = (1, 8)
-STAGES = ("decode", "resize", "backbone", "memory_bank", "mahalanobis", "softmax", "vae", "judge")
+STAGES = ("decode and resize", "backbone", "memory_bank", "mahalanobis", "softmax", "vae", "judge")
 CORESET = 0.1
 PATCHES = 784  # of a picture of 224 px
 BAR_BACKBONE, BAR_PEER = 0.70, 10.0
 
 
-def verdicts(product: Product, jpegs: Sequence[bytes], seconds: float) -> dict[str, float]:
-    """Median seconds of each stage of the verdicts, with maps, of a batch of JPEGs."""
+def verdict(product: Product, jpegs: Sequence[bytes], took: Callable[[str], None], known: dict[str, Scores]) -> None:
+    """Judge a batch of JPEGs, with maps; `took` hears of each stage, and scores that are `known` are not computed."""
     from ood_runners import images
     from ood_runners.pipeline import score_all
 
+    pictures = np.stack([images.decode_at(data, product.input_size)[0] for data in jpegs])
+    took("decode and resize")
+    assert product.network is not None
+    features = product.network(pictures)
+    took("backbone")
+    scores = dict(known)
+    for name, detector in product.detectors.items():
+        if name in known:
+            continue
+        if name == "vae":
+            scores |= score_all(None, {name: detector}, pictures)
+        else:
+            scores[name] = detector.score(features)
+        took(name)
+    product.calibration.judge(scores)
+    product.anomaly_maps(scores, product.input_size)
+    took("judge")
+
+
+def verdicts(product: Product, jpegs: Sequence[bytes], seconds: float) -> dict[str, float]:
+    """Median seconds of each stage of the verdicts, with maps, of a batch of JPEGs."""
     times: dict[str, list[float]] = defaultdict(list)
 
     def once() -> None:
@@ -64,30 +92,62 @@ def verdicts(product: Product, jpegs: Sequence[bytes], seconds: float) -> dict[s
             times[stage].append(now - last)
             last = now
 
-        decoded = [images.decode(data) for data in jpegs]
-        took("decode")
-        pictures = np.stack([images.resize(one, product.input_size) for one in decoded])
-        took("resize")
-        assert product.network is not None
-        features = product.network(pictures)
-        took("backbone")
-        scores = {}
-        for name, detector in product.detectors.items():
-            if name == "vae":
-                scores |= score_all(None, {name: detector}, pictures)
-            else:
-                scores[name] = detector.score(features)
-            took(name)
-        product.calibration.judge(scores)
-        product.anomaly_maps(scores, product.input_size)
-        took("judge")
+        verdict(product, jpegs, took, {})
 
     median_seconds(once, seconds)
     return {stage: float(np.median(times[stage][1:])) for stage in STAGES if stage in times}  # the first warms up
 
 
-def backbones(stored: Stored, product: Product, batch: int, seconds: float) -> dict[str, tuple[float, int]]:
-    """Pictures a second and operations a picture of the backbone alone, by name."""
+@dataclass(frozen=True)
+class Stream:
+    """Pictures a second, and seconds of processor time a picture, with several at once."""
+
+    rate: float
+    cpu: float
+
+
+def stream(work: Callable[[int], object], seconds: float, at_once: int) -> Stream:
+    """Call `work` with 0, 1, … from `at_once` threads."""
+    numbers = itertools.count()
+    end = 0.0
+
+    def call() -> int:
+        done = 0
+        while time.perf_counter() < end:
+            work(next(numbers))
+            done += 1
+        return done
+
+    work(next(numbers))
+    with ThreadPoolExecutor(at_once) as pool:
+        start, used = time.perf_counter(), time.process_time()
+        end = start + seconds
+        count = sum(one.result() for one in [pool.submit(call) for _ in range(at_once)])
+        return Stream(count / (time.perf_counter() - start), (time.process_time() - used) / count)
+
+
+def streams(product: Product, pure: FeatureNetwork, jpegs: Sequence[bytes], seconds: float) -> dict[str, Stream]:
+    """The pure backbone and whole verdicts without the VAE, as many at once as there are cores, in turns: the best."""
+    from ood_runners import images
+    from ood_runners.pipeline import score_all
+
+    pictures = [images.decode_at(data, product.input_size)[0][np.newaxis] for data in jpegs]
+    vae = {name: one for name, one in product.detectors.items() if name == "vae"}
+    known = [score_all(None, vae, one) for one in pictures]
+
+    def whole(number: int) -> None:
+        i = number % len(jpegs)
+        verdict(product, [jpegs[i]], lambda stage: None, known[i])
+
+    found: dict[str, list[Stream]] = defaultdict(list)
+    for _ in range(3):
+        found["pure"].append(stream(lambda number: pure(pictures[number % len(pictures)]), seconds, available_cores()))
+        found["whole"].append(stream(whole, seconds, available_cores()))
+    return {name: Stream(max(one.rate for one in all_), min(one.cpu for one in all_)) for name, all_ in found.items()}
+
+
+def backbones(stored: Stored, product: Product) -> dict[str, tuple[FeatureNetwork, int]]:
+    """The backbone alone and its operations a picture, by name."""
     import openvino as ov
 
     from ood_runners.backbones import FeatureNetwork
@@ -97,8 +157,6 @@ def backbones(stored: Stored, product: Product, batch: int, seconds: float) -> d
 
     wanted = stored.manifest.features
     layers = tuple(dict.fromkeys((*wanted.patch_layers, *wanted.pooled_layers)))
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (batch, *product.input_size, 3), np.uint8)
     graphs = {"float32": stored.backbone_path / GRAPH_FILE}
     if (stored.path / GRAPH_FILE).is_file():
         graphs["int8"] = stored.path / GRAPH_FILE
@@ -114,12 +172,17 @@ def backbones(stored: Stored, product: Product, batch: int, seconds: float) -> d
                 device="cpu",
                 graph=graph,
             )
-            rate = batch / median_seconds(lambda network=network: network(pictures), seconds)
             tapping = Tapping(product.input_size, (), pooled, logits, None, 1)
             model = build_graph(read_graph(graph, product.input_size), network.info, tapping)
             model.reshape(ov.PartialShape([1, *product.input_size, 3]))
-            found[f"backbone {precision}, {name}"] = (rate, operations(model))
+            found[f"backbone {precision}, {name}"] = (network, operations(model))
     return found
+
+
+def alone(network: FeatureNetwork, batch: int, seconds: float) -> float:
+    """Pictures a second of a network in one batch after the other."""
+    pictures = np.random.default_rng(0).integers(0, 256, (batch, *network.size, 3), np.uint8)
+    return batch / median_seconds(lambda: network(pictures), seconds)
 
 
 def scores_of(product: Product, files: Sequence[Path]) -> NDArray[np.float64]:
@@ -185,17 +248,26 @@ def main(
         print(f"bank of {bank:,} entries, {precision}; each measurement {seconds:g} s")
         jpegs = as_jpegs(files_in(folder / "test"))
         peak = gemm_peak(seconds)
-        pure = {batch: backbones(stored, product, batch, seconds) for batch in BATCHES}
+        networks = backbones(stored, product)
+        pure = {
+            batch: {name: (alone(network, batch, seconds), count) for name, (network, count) in networks.items()}
+            for batch in BATCHES
+        }
         stages = {batch: verdicts(product, [jpegs[i % len(jpegs)] for i in range(batch)], seconds) for batch in BATCHES}
         report(peak, pure, stages, precision)
+        tapped = networks.get(f"backbone {precision}, as tapped")
+        if tapped is not None:
+            together = streams(product, tapped[0], jpegs, seconds)
+            report_streams(together, precision)
         peer = Peer.find(anomalib_python, scratch / "anomalib")
         if peer is not None:
             rates = with_peer(peer, folder, weights, jpegs, scratch, seconds)
-            best = {batch: batch / without_vae(stages[batch]) for batch in BATCHES}
+            best = [batch / without_vae(stages[batch]) for batch in BATCHES]
+            best += [together["whole"].rate] if tapped is not None else []
             rows = [[f"anomalib, batch {batch}", f"{rate:.2f}"] for batch, rate in rates.items()]
             show("anomalib's TorchInferencer in process, JPEG in", ["", "pictures/s"], rows)
-            ratio = max(best.values()) / max(rates.values())
-            print(f"whole verdict / anomalib, each at its better batch size: {ratio:.1f} (bar {BAR_PEER:g})")
+            ratio = max(best) / max(rates.values())
+            print(f"whole verdict / anomalib, each at its best: {ratio:.1f} (bar {BAR_PEER:g})")
             if most:
                 ours, theirs = compare_auroc(peer, product, folder, 4 if quick else most)
                 print(f"image AUROC on the same test pictures: {ours:.3f}, anomalib {theirs:.3f}")
@@ -237,11 +309,24 @@ def report(
     show("Where the time goes", columns, rows)
     for batch, times in stages.items():
         rate = batch / without_vae(times)
-        alone = pure[batch].get(f"backbone {precision}, as tapped")
-        if alone is not None:
-            bar = f" (bar {BAR_BACKBONE:.2f})" if precision == "int8" else ""
-            print(f"batch {batch}: whole verdict / pure {precision} backbone: {rate / alone[0]:.2f}{bar}")
+        tapped = pure[batch].get(f"backbone {precision}, as tapped")
+        if tapped is not None:
+            print(
+                f"batch {batch}, one after the other: whole verdict / pure {precision} backbone: {rate / tapped[0]:.2f}"
+            )
         print(f"batch {batch}: the VAE takes {times.get('vae', 0) / sum(times.values()):.0%} of the time with it")
+
+
+def report_streams(found: dict[str, Stream], precision: str) -> None:
+    """Print rates, processor time and their ratios."""
+    cores = available_cores()
+    names = {"pure": f"backbone {precision}, as tapped", "whole": "whole verdict, without the VAE"}
+    rows = [[names[name], f"{one.rate:.1f}", f"{1000 * one.cpu:.1f}"] for name, one in found.items()]
+    show(f"{cores} pictures at once", ["", "pictures/s", "ms of processor time a picture"], rows)
+    bar = f" (bar {BAR_BACKBONE:.2f})" if precision == "int8" else ""
+    ratio = found["whole"].rate / found["pure"].rate
+    print(f"{cores} at once: whole verdict / pure {precision} backbone: {ratio:.2f}{bar}")
+    print(f"the same by processor time: {found['pure'].cpu / found['whole'].cpu:.2f}")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,17 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Picture:
     TooLarge
         More bytes, or more pixels by its header, than `limits` allow; nothing was decoded.
     """
+    return np.array(_decode(data, limits))  # a copy: Pillow's own view cannot be written to
+
+
+def decode_at(data: bytes, size: tuple[int, int], limits: Limits = DEFAULT_LIMITS) -> tuple[Picture, tuple[int, int]]:
+    """``resize(decode(data), size)``, without the picture at its own size in between, and that own height and width."""
+    image = _decode(data, limits)
+    return np.array(_resize(image, size)), (image.height, image.width)
+
+
+def _decode(data: bytes, limits: Limits) -> Image.Image:
+    """See `decode`: mode RGB, upright."""
     if len(data) > limits.max_bytes:
         raise TooLarge(f"The picture has {len(data):,} bytes; at most {limits.max_bytes:,} are accepted.")
     if not data:
@@ -140,11 +151,16 @@ def resize(picture: Picture, size: tuple[int, int]) -> Picture:
     twice `size`, which halves the time. A smaller picture is interpolated bilinearly; one that already
     fits comes back as it is.
     """
-    height, width = size
-    if picture.shape[:2] == (height, width):
+    if picture.shape[:2] == tuple(size):
         return picture
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    return np.array(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return np.array(_resize(Image.fromarray(np.ascontiguousarray(picture)), size))
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def encode_png(picture: Picture) -> bytes:
@@ -177,11 +193,11 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
         raise PictureError("The picture is empty (no pixels).")
 
 
-def _to_rgb(image: Image.Image) -> Picture:
+def _to_rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
     if image.mode.startswith("I;16"):
         grey = _to_8_bits(image)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise PictureError("The picture holds 32-bit or signed numbers of unknown range; save it with 8 or 16 bits.")
     if image.mode in ("La", "RGBa"):  # premultiplied alpha, from TIFF
@@ -190,8 +206,8 @@ def _to_rgb(image: Image.Image) -> Picture:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
-        image = white
-    return np.array(image.convert("RGB"))  # a copy: Pillow's own view cannot be written to
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ood_runners.errors import DataError, PictureError, TooLarge
-from ood_runners.images import SUFFIXES, Limits, decode, encode_jpeg, encode_png, read, resize
+from ood_runners.images import SUFFIXES, Limits, decode, decode_at, encode_jpeg, encode_png, read, resize
 
 
 def colours(height: int = 12, width: int = 20) -> np.ndarray:
@@ -340,6 +340,23 @@ def test_small_pictures_are_interpolated() -> None:
 
 def test_resize_to_its_own_size_changes_nothing() -> None:
     np.testing.assert_array_equal(resize(colours(), (12, 20)), colours())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "I;16"])
+@pytest.mark.parametrize("size", [(20, 16), (6, 7), (60, 50)])
+def test_decoding_at_a_size_is_decoding_and_resizing(kind: str, mode: str, size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
+    image = Image.fromarray(picture[..., 0].astype(np.uint16) * 250) if mode == "I;16" else Image.fromarray(picture)
+    if (mode, kind) in {("RGBA", "JPEG"), ("I;16", "JPEG"), ("I;16", "WEBP")}:
+        pytest.skip("there is no such file")
+    image = image if mode == "I;16" else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned
+    data = save(image, kind, exif=exif)
+    small, own = decode_at(data, size)
+    assert own == decode(data).shape[:2] and own in ((50, 60), (60, 50)) and small.flags.writeable
+    np.testing.assert_array_equal(small, resize(decode(data), size))
 
 
 def test_resize_is_the_same_from_many_threads() -> None:

@@ -17,6 +17,8 @@ from ood_runners.errors import ArtifactError
 from ood_runners.features import POOLED_PREFIX
 from ood_runners.inference import compile_for_cpu
 
+MOST_WHOLE = 63  # of a weight in int8
+
 
 class OpenVINOEngine:
     """See `runtime.Engine`."""
@@ -52,7 +54,7 @@ def read_graph(path: Path, size: tuple[int, int]) -> ov.Model:
 
 def build_graph(stored: ov.Model, info: BackboneInfo, tapping: Tapping) -> ov.Model:
     """The stored graph cut to what is tapped, with the engine's outputs."""
-    taps = {output.any_name: output.get_node().input_value(0) for output in stored.outputs}
+    taps = {output.any_name: _rounded(output.get_node().input_value(0)) for output in stored.outputs}
     outputs = {}
     if tapping.patch_layers:
         outputs[PATCHES] = _patches(taps, info, tapping)
@@ -71,14 +73,16 @@ def build_graph(stored: ov.Model, info: BackboneInfo, tapping: Tapping) -> ov.Mo
 def _patches(taps: dict[str, Any], info: BackboneInfo, tapping: Tapping) -> Any:
     grid = _grid(taps[tapping.finest(info)])
     pad = [tapping.neighbourhood // 2] * 2
-    kernel = [tapping.neighbourhood] * 2
+    window = [tapping.neighbourhood] * 2
     parts = []
     for layer, matrix in tapping.parts(info):
         x = taps[layer]
         if matrix is not None:
-            x = ops.convolution(x, matrix.T[:, :, None, None].copy(), [1, 1], [0, 0], [0, 0], [1, 1])
+            kernel = matrix.T[:, :, None, None].copy()
+            weights = _rounded_weights(kernel) if _is_rounded(x) else kernel
+            x = ops.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1])
         if tapping.neighbourhood > 1:
-            x = ops.avg_pool(x, [1, 1], pad, pad, kernel, True)
+            x = ops.avg_pool(x, [1, 1], pad, pad, window, True)
         if _grid(taps[layer]) != grid:
             x = ops.interpolate(x, np.array(grid), "linear_onnx", "sizes", axes=np.array([2, 3]))
         parts.append(x)
@@ -89,6 +93,27 @@ def _patches(taps: dict[str, Any], info: BackboneInfo, tapping: Tapping) -> Any:
         for part in parts:
             joined = ops.add(part, joined)
     return ops.convert(ops.transpose(joined, np.array([0, 2, 3, 1])), "f16")
+
+
+def _rounded(tap: Any) -> Any:
+    """In an int8 graph the tap as the next layer sees it, which is there in int8 anyway; otherwise the tap itself."""
+    readers = (reader.get_node() for reader in tap.get_target_inputs())
+    return next((node.output(0) for node in readers if node.get_type_name() == "FakeQuantize"), tap)
+
+
+def _is_rounded(tap: Any) -> bool:
+    return bool(tap.get_node().get_type_name() == "FakeQuantize")
+
+
+def _rounded_weights(kernel: NDArray[np.float32]) -> Any:
+    """Weights (d, c, 1, 1) as int8 with a scale for each output: the convolution then runs in int8.
+
+    Bank and pictures see the same rounded weights, so that what they differ by from the exact ones is no noise. They
+    have seven bits, as those of the backbone (see `training/quantise.py`).
+    """
+    scale = np.maximum(np.abs(kernel).max(axis=(1, 2, 3), keepdims=True), 1e-12) / MOST_WHOLE
+    whole = ops.constant(np.rint(kernel / scale).astype(np.int8))
+    return ops.multiply(ops.convert(whole, "f32"), ops.constant(scale.astype(np.float32)))
 
 
 def _lengths(output: Any) -> list[int]:

@@ -102,8 +102,8 @@ def fit(
         str,
         typer.Option(
             help=(
-                "How the memory bank is searched: exact, int8, ivf, hnsw, lsh, or auto, by its size. What finds fewer "
-                "than 99 % of the nearest entries is replaced by the exact search."
+                "How the memory bank is searched: exact, int8, pq, ivf, hnsw, lsh, or auto, by its size. What finds "
+                "fewer than 99 % of the nearest entries is replaced by the exact search."
             )
         ),
     ] = "auto",

@@ -107,6 +107,11 @@ def top_mean(maps: NDArray[np.float32], fraction: float = TOP_FRACTION) -> NDArr
     Less at the mercy of a single noisy patch than the maximum.
     """
     flat = maps.reshape(len(maps), -1)
-    count = max(1, round(fraction * flat.shape[1]))
+    count = top_count(flat.shape[1], fraction)
     top = np.partition(flat, flat.shape[1] - count, axis=1)[:, -count:]
     return top.mean(axis=1, dtype=np.float32)
+
+
+def top_count(cells: int, fraction: float = TOP_FRACTION) -> int:
+    """How many cells of a map `top_mean` looks at."""
+    return max(1, round(fraction * cells))

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_runners.detectors.base import Detector, Probes, top_mean
+from ood_runners.detectors.base import Detector, Probes, top_count, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
 from ood_runners.detectors.indexes import KINDS, Index, fit_effort
@@ -26,9 +26,10 @@ MAX_PATCHES = 300_000  # in memory at a time while the bank is chosen: about 160
 SEARCH_PICTURES = 32  # scored at a time
 LARGE = 2_000  # entries from which on the search in int8 pays
 MIN_RECALL, RECALL_QUERIES, INDEX_QUERIES = 0.99, 1_024, 8_192
-AUTO, EXACT, INT8, IVF = "auto", "exact", "int8", "ivf"
+AUTO, EXACT, INT8, IVF, PQ = "auto", "exact", "int8", "ivf", "pq"
 SEARCHES = (AUTO, EXACT, INT8, *KINDS)
-INDEX_FROM = 5_000  # entries from which on inverted lists are less work on any processor; see docs/accuracy.md
+# Entries from which on "auto" takes an index, the first that finds enough; see docs/performance.md.
+INDEX_FROM = {PQ: 2_000, IVF: 5_000}
 MOST_SHARE = 0.2  # of the cells looked into; an entry in a list costs some five times as much as one in a product
 
 
@@ -74,6 +75,7 @@ class MemoryBank(Detector):
         self.search = search
         self.threads: int | None = None
         self._search: Search | Index | None = None
+        self._exact: Search | None = None
 
     def params(self) -> dict[str, Any]:
         return {"size": self.size, "k": self.k, "seed": self.seed, "search": self.search}
@@ -126,11 +128,17 @@ class MemoryBank(Detector):
         return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def score(self, features: Features) -> Scores:
-        """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: its highest 1 %."""
+        """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: its highest 1 %.
+
+        An index may overstate a cell of the map, never one of the highest 1 %: those are measured exactly, so that the
+        image score is what the exact search gives.
+        """
         if self._search is None:
             self._search = self.index_ or self._open()
         if self.index_ is not None:
             self.index_.threads = self.threads
+            if self._exact is None:
+                self._exact = Search(self.bank_, self._k(), threads=self.threads)
         return self._score(features, np.arange(len(features)), self._search)
 
     def info(self) -> dict[str, Any]:
@@ -208,25 +216,25 @@ class MemoryBank(Detector):
 
     def _choose_search(self, patches: NDArray[Any], folds: NDArray[np.int64]) -> None:
         """Measure what may be taken, and take an index where one was asked for, or is less work, and finds enough."""
-        self._search, self.index_, self.recall_ = None, None, 0.0
-        self.index_recall_, self.index_excess_ = {}, {}
+        self._search = self._exact = self.index_ = None
+        self.recall_, self.index_recall_, self.index_excess_ = 0.0, {}, {}
         large = len(self.bank_) >= LARGE
         if self.search == INT8 or (large and self.search != EXACT):
             queries, without = self._queries(patches, folds, RECALL_QUERIES)
             self.recall_ = recall(self.bank_, queries, self.k, without, self.threads)
-        kind = self.search
-        if kind == AUTO and len(self.bank_) >= INDEX_FROM:
-            kind = IVF
-        if kind not in KINDS:
-            return
-        queries, without = self._queries(patches, folds, INDEX_QUERIES)
-        others = self.bank_ if without is None else self.bank_[~without]
-        effort, found = fit_effort(kind, others, queries, self.k, MIN_RECALL, seed=self.seed, threads=self.threads)
-        self.index_recall_, self.index_excess_ = {kind: found.recall}, {kind: found.excess}
-        if found.enough(MIN_RECALL):
-            index = Index(kind, self.bank_, self._k(), effort, seed=self.seed, threads=self.threads)
-            if self.search == kind or index.share <= MOST_SHARE:
-                self.index_ = index
+        kinds = [self.search] if self.search in KINDS else []
+        if self.search == AUTO:
+            kinds = [kind for kind, least in INDEX_FROM.items() if len(self.bank_) >= least]
+        for kind in kinds:
+            queries, without = self._queries(patches, folds, INDEX_QUERIES)
+            others = self.bank_ if without is None else self.bank_[~without]
+            effort, found = fit_effort(kind, others, queries, self.k, MIN_RECALL, seed=self.seed, threads=self.threads)
+            self.index_recall_[kind], self.index_excess_[kind] = found.recall, found.excess
+            if found.enough(MIN_RECALL):
+                index = Index(kind, self.bank_, self._k(), effort, seed=self.seed, threads=self.threads)
+                if self.search == kind or index.share <= MOST_SHARE:
+                    self.index_ = index
+                    break
 
     def _k(self) -> int:
         """As many neighbours as there are without any one fold, so that held-out and new pictures have the same."""
@@ -249,8 +257,34 @@ class MemoryBank(Detector):
         for start in range(0, len(rows), SEARCH_PICTURES):
             part = finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features")
             squared, _ = search.search(part.reshape(-1, part.shape[-1]))
-            maps[start : start + SEARCH_PICTURES] = np.sqrt(squared).mean(axis=1).reshape(part.shape[:3])
+            found = np.sqrt(squared).mean(axis=1).reshape(len(part), -1)
+            if isinstance(search, Index) and self._exact is not None:
+                _settle(found, part.reshape(*found.shape, -1), self._exact)
+            maps[start : start + SEARCH_PICTURES] = found.reshape(part.shape[:3])
         return Scores(image=top_mean(maps), map=maps)
+
+
+def _settle(maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Search) -> None:
+    """Measure the highest cells of each map, float32 (n, cells), exactly, until the highest 1 % are certain.
+
+    `patches` are float32 (n, cells, d). What an index finds is never nearer than what there is, so a cell that was not
+    measured lies no higher than the map says: once as many as `top_mean` looks at lie above all of those, the mean is
+    exact. Twice as many are measured at first, and that is mostly enough.
+    """
+    count, cells = top_count(maps.shape[1]), maps.shape[1]
+    order = np.argsort(-maps, axis=1, kind="stable")
+    rows, done = np.arange(len(maps)), 0
+    while len(rows) and done < cells:
+        step = order[rows, done : done + 2 * count]
+        done += step.shape[1]
+        squared, _ = exact.search(patches[rows[:, np.newaxis], step].reshape(-1, patches.shape[-1]))
+        measured = np.sqrt(squared).mean(axis=1).reshape(step.shape)
+        # Rounding of the two searches apart, an exact distance is the smaller one.
+        maps[rows[:, np.newaxis], step] = np.minimum(measured, maps[rows[:, np.newaxis], step])
+        if done < cells:
+            known = np.take_along_axis(maps[rows], order[rows, :done], axis=1)
+            least = np.partition(known, done - count, axis=1)[:, done - count]
+            rows = rows[least < maps[rows, order[rows, done]]]
 
 
 def _patches(features: Features) -> NDArray[Any]:

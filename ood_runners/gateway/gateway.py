@@ -165,8 +165,11 @@ class Gateway:
 
     async def _decode(self, data: bytes, size: tuple[int, int], keep: bool) -> Picture | OODError:
         def work() -> Picture:
+            if not keep:
+                resized, own_size = images.decode_at(data, size, self._limits)
+                return Picture(own_size, resized, None)
             sent = images.decode(data, self._limits)
-            return Picture(sent.shape[:2], images.resize(sent, size), sent if keep else None)
+            return Picture(sent.shape[:2], images.resize(sent, size), sent)
 
         try:
             return await self.run(work)

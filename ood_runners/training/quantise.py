@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners.artifacts.manifest import FeaturesEntry
-from ood_runners.backbones import FeatureNetwork, ProjectionFitter
+from ood_runners.backbones import FeatureNetwork, Projection, ProjectionFitter
 from ood_runners.backbones.openvino_engine import read_graph
 from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.detectors import Detector, Mahalanobis, MemoryBank
@@ -39,6 +39,7 @@ SAMPLE = 32  # pictures that the ranges are taken from, half of them with a synt
 COMPARED = 60  # normal pictures that both precisions are compared on, where there are so many
 DEFECTS = 3  # synthetic ones of each normal picture that is not fitted on
 SMALL_BANK = 1_500
+PROJECTED = 16  # pictures whose patches the components are taken from
 # int8 is taken where synthetic defects are told apart as well but for this much AUROC, and pictures keep their order.
 # Twenty normal pictures and sixty defects tell no smaller differences apart.
 MAX_LOSS, MIN_CORRELATION = 0.02, 0.95
@@ -128,7 +129,8 @@ def compare(
     known, new = np.asarray(pictures[rows[:split]]), np.asarray(pictures[rows[split:]])
     judged = np.concatenate([new, *(synthetic_defects(new, rng)[0] for _ in range(DEFECTS))])
     strange = np.arange(len(judged)) >= len(new)
-    plain, small = (_scores(backbone, wanted, known, judged, one, seed) for one in (None, graph))
+    projection = _projection(backbone, wanted, known[:PROJECTED])
+    plain, small = (_scores(backbone, wanted, projection, known, judged, one, seed) for one in (None, graph))
     found = [
         Comparison(
             float(roc_auc_score(strange, plain[name])),
@@ -141,33 +143,56 @@ def compare(
     return replace(worst, correlation=min(one.correlation for one in found))
 
 
+def _projection(backbone: StoredBackbone, wanted: FeaturesEntry, pictures: NDArray[np.uint8]) -> Projection | None:
+    """Of float32 patches, for both precisions: the networks then give few channels, and neither chooses its own."""
+    if not wanted.patch_layers:
+        return None
+    network = _network(backbone, wanted.model_copy(update={"pooled_layers": [], "logits": False}), None, pictures, None)
+    fitter = ProjectionFitter()
+    for start in range(0, len(pictures), BATCH):
+        patches = network(pictures[start : start + BATCH]).patches
+        if patches is None:
+            raise RuntimeError("a network asked for patches gave none")
+        fitter.partial_fit(patches)
+    return fitter.finish(PROJECTION_DIM)
+
+
+def _network(
+    backbone: StoredBackbone,
+    wanted: FeaturesEntry,
+    projection: Projection | None,
+    pictures: NDArray[np.uint8],
+    graph: Path | None,
+) -> FeatureNetwork:
+    return FeatureNetwork.load(
+        backbone.path,
+        size=(pictures.shape[1], pictures.shape[2]),
+        patch_layers=wanted.patch_layers,
+        pooled_layers=wanted.pooled_layers,
+        logits=wanted.logits,
+        projection=projection,
+        neighbourhood=wanted.neighbourhood,
+        device="cpu",
+        graph=graph,
+    )
+
+
 def _scores(
     backbone: StoredBackbone,
     wanted: FeaturesEntry,
+    projection: Projection | None,
     known: NDArray[np.uint8],
     judged: NDArray[np.uint8],
     graph: Path | None,
     seed: int,
 ) -> dict[str, NDArray[np.float32]]:
     """Image scores of `judged`, by detector, from small detectors fitted on `known` with one graph."""
-    network = FeatureNetwork.load(
-        backbone.path,
-        size=(known.shape[1], known.shape[2]),
-        patch_layers=wanted.patch_layers,
-        pooled_layers=wanted.pooled_layers,
-        logits=wanted.logits,
-        neighbourhood=wanted.neighbourhood,
-        device="cpu",
-        graph=graph,
-    )
+    network = _network(backbone, wanted.model_copy(update={"logits": False}), projection, known, graph)
     fit_on, score = (
         Features.concatenate([network(of[i : i + BATCH]) for i in range(0, len(of), BATCH)]) for of in (known, judged)
     )
     fitted: list[Detector] = []
-    if fit_on.patches is not None and score.patches is not None:
-        projection = ProjectionFitter().partial_fit(fit_on.patches).finish(PROJECTION_DIM)
-        fit_on = replace(fit_on, patches=projection.apply(fit_on.patches))
-        score = replace(score, patches=projection.apply(score.patches))
+    if fit_on.patches is not None:
         fitted.append(MemoryBank(size=SMALL_BANK, seed=seed))
     if wanted.pooled_layers:
         fitted.append(Mahalanobis())

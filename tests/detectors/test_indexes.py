@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ood_runners.detectors.indexes import EFFORTS, KINDS, Index, fit_effort
+from ood_runners.detectors.indexes import EFFORTS, KINDS, SLACK, Index, fit_effort
 from ood_runners.detectors.search import Search
 from ood_runners.errors import ArtifactError
 
@@ -80,8 +80,9 @@ def test_the_least_effort_that_finds_enough(kind: str) -> None:
     assert effort in EFFORTS[kind] and found.recall > 0.9 and -1e-3 < found.excess < 0.02
     assert effort >= fit_effort(kind, BANK, QUERIES, 3, 0.0)[0]
     index = Index(kind, BANK, 3, effort)
-    exact = Search(BANK, 1).search(QUERIES[1::2])[1][:, 0]
-    assert found.recall == pytest.approx(np.mean(index.search(QUERIES[1::2])[1][:, 0] == exact), abs=0.01)
+    nearest = Search(BANK, 1).search(QUERIES[1::2])[0][:, 0]
+    near = index.search(QUERIES[1::2])[0][:, 0] <= nearest * SLACK.get(kind, 1.001)
+    assert found.recall == pytest.approx(np.mean(near), abs=0.01)
 
 
 def test_recall_says_when_an_index_finds_too_little() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ood_runners.artifacts.manifest import FeaturesEntry
-from ood_runners.backbones import FeatureNetwork, export_backbone
+from ood_runners.backbones import FeatureNetwork, ProjectionFitter, export_backbone
 from ood_runners.errors import BadParameter
 from ood_runners.training import quantise
 from ood_runners.training.extract import StoredBackbone
@@ -58,6 +58,23 @@ def test_it_is_smaller_and_nearly_the_same(backbone: StoredBackbone, graph: Path
     for name, array in plain.items():
         a, b = array.astype(np.float64).ravel(), small[name].astype(np.float64).ravel()
         assert 0.97 < np.corrcoef(a, b)[0, 1] < 1 - 1e-9, name
+
+
+def test_patches_are_projected_in_int8_from_what_the_next_layer_sees(backbone: StoredBackbone, graph: Path) -> None:
+    plain = network(backbone, graph)(discs(6)).patches
+    projection = ProjectionFitter().partial_fit(plain).finish(16)
+    joined = FeatureNetwork.load(
+        backbone.path, size=(64, 64), patch_layers=WANTED.patch_layers, projection=projection, graph=graph
+    )
+    projected, apart = joined(discs(6)).patches.astype(np.float32), projection.apply(plain)
+    assert np.linalg.norm(projected - apart) < 0.02 * np.linalg.norm(apart)
+    runtime = joined._engine._request.get_compiled_model().get_runtime_model()
+    convolutions = [
+        str(node.get_rt_info()["primitiveType"].astype(str))
+        for node in runtime.get_ops()
+        if "Convolution" in str(node.get_rt_info()["layerType"].astype(str))
+    ]
+    assert sum("I8" not in one for one in convolutions) == 1  # the first one stays in float32
 
 
 def test_a_batch_is_its_pictures(backbone: StoredBackbone, graph: Path) -> None:
