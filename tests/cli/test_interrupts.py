@@ -1,46 +1,59 @@
-"""An interruption that a library swallows still ends the work."""
+"""An interruption that a library swallows still ends the work.
+
+Each in a process of its own: an interruption that went astray would end the one that runs the tests.
+"""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import suppress
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = """
+import signal, sys
+from contextlib import suppress
 
 from ood_runners.cli import interrupts
 from ood_runners.training.progress import SilentProgress
 
-
-@pytest.fixture(autouse=True)
-def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(interrupts, "_asked", False)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    interrupts.listen()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_was_swallowed_is_raised_at_the_next_step(number: signal.Signals) -> None:
-    progress, steps = interrupts.Interruptible(SilentProgress()), 0
-    with pytest.raises(KeyboardInterrupt), progress.stage("work") as stage:
-        for _ in range(5):
-            steps += 1
+number, steps = int(sys.argv[1]), int(sys.argv[2])
+interrupts.listen()
+try:
+    with interrupts.Interruptible(SilentProgress()).stage("work") as stage:
+        for step in range(steps):
+            print("step", step, flush=True)
             stage.advance()
-            if steps == 2:
+            if number and step == 1:
                 with suppress(BaseException):
                     signal.raise_signal(number)
-    assert steps == 3
+        if number and not steps:
+            with suppress(BaseException):
+                signal.raise_signal(number)
+except KeyboardInterrupt:
+    print("interrupted")
+else:
+    print("done")
+"""
+
+
+def printed(number: int, steps: int) -> list[str]:
+    """What is said by work of so many steps, in whose second one, or whose only part, the signal is swallowed."""
+    command = [sys.executable, "-c", WORK, str(number), str(steps)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("number", [2, 15])  # SIGINT and SIGTERM
+def test_what_was_swallowed_is_raised_at_the_next_step(number: int) -> None:
+    assert printed(number, 5) == ["step 0", "step 1", "step 2", "interrupted"]
 
 
 def test_a_stage_without_steps_ends_it_too() -> None:
-    stage = interrupts.Interruptible(SilentProgress()).stage("work")
-    with pytest.raises(KeyboardInterrupt), stage, suppress(BaseException):
-        signal.raise_signal(signal.SIGINT)
+    assert printed(2, 0) == ["interrupted"]
 
 
 def test_work_that_nobody_interrupts_goes_on() -> None:
-    with interrupts.Interruptible(SilentProgress()).stage("work") as stage:
-        stage.advance()
+    assert printed(0, 2) == ["step 0", "step 1", "done"]
