@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -92,7 +93,8 @@ def rows_of(bank: NDArray[np.float16], queries: NDArray[np.float32], kinds: list
             squared = index.search(queries)[0]
             if found(squared, kind) >= ENOUGH:
                 break
-        times = [[cpu_ms(lambda s=s: s.search(picture)) for s in (exact, rounded, index)] for _ in range(3)]
+        searches = [one.search for one in (exact, rounded, index)]
+        times = [[cpu_ms(partial(search, picture)) for search in searches] for _ in range(3)]
         best = [f"{value:.1f}" for value in np.min(times, axis=0)]
         quality = f"{found(squared):.4f}, +{100 * farther(squared):.3f} %"
         lines.append([size, kind, str(index.effort), quality, f"{built:.1f}", best[2], best[0], best[1]])
