@@ -15,11 +15,12 @@ from ood_runners.calibration.fusion import fuse, fuse_held_out
 from ood_runners.calibration.guarantee import attainable_alpha
 from ood_runners.calibration.map_scale import FloatMap, MapScale, combine, fit_scale, highest_of
 from ood_runners.calibration.weights import weights_from_probes
-from ood_runners.errors import BadParameter
+from ood_runners.errors import ArtifactError, BadParameter
 from ood_runners.features import Scores
 
 NORMAL, ANOMALOUS = "normal", "anomalous"
 OUTLIER_CHANCE = 0.001
+RULE = 2  # of `fuse`; stored scores of another rule are no calibration of this one
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ class Calibration:
             "weights": np.array([self.weights[name] for name in self.names]),
             "scores": np.stack([self.calibrators[name].scores for name in self.names]),
             "fused": self.fused.scores,
+            "rule": np.array([RULE]),
             "map_scale": np.array([[scale.centre, scale.level] for scale in scales]),
             "highest": np.empty(0) if self.highest is None else self.highest.scores,
         }
@@ -224,6 +226,10 @@ class Calibration:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> Self:
         """The inverse of `to_arrays`; `names` are the detectors in their order."""
+        if arrays.get("rule", np.array([1]))[0] != RULE:
+            raise ArtifactError(
+                "The calibration was made by another release, which fused scores in another way; fit the product again."
+            )
         rows = dict(enumerate(names))
         scale = arrays["map_scale"]
         return cls(

@@ -1,4 +1,4 @@
-"""Several detectors' scores as one: the weighted sum of their surprises."""
+"""Several detectors' scores as one: the weighted geometric mean of their surprises."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ Weigh = Callable[[Mapping[str, NDArray[np.floating]]], Mapping[str, float]]
 def fuse(
     calibrators: Mapping[str, Calibrator], weights: Mapping[str, float], scores: Mapping[str, NDArray[np.floating]]
 ) -> NDArray[np.float64]:
-    """Sum over detectors of weight times surprise: scores (m,) each to float64 (m,).
+    """Weighted geometric mean of ``1 + surprise``, less 1: scores (m,) each to float64 (m,).
 
-    With equal weights and independent detectors this is Fisher's statistic. They are not independent, so
-    nothing is read from its law: it is one more score, calibrated like any other.
+    Beyond the largest calibration score a surprise is extrapolated, without bound. In a sum one detector's tail then
+    outvotes all others: where normal pictures vary in a way that a pooled detector has not seen, it alone ranks them.
+    In logarithms a detector that is surprised ten times as much has a larger say, and not ten times the say. Of one
+    detector it is that detector's surprise. It is one more score, calibrated like any other.
     """
-    return np.sum([weights[name] * calibrators[name].surprise(scores[name]) for name in calibrators], axis=0)
+    total = sum(weights[name] for name in calibrators)
+    logs = [weights[name] / total * np.log1p(calibrators[name].surprise(scores[name])) for name in calibrators]
+    return np.expm1(np.sum(logs, axis=0))
 
 
 def fuse_held_out(scores: Mapping[str, NDArray[np.floating]], weigh: Weigh) -> NDArray[np.float64]:
