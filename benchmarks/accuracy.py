@@ -99,6 +99,7 @@ def ablate(folder: Path, weights: Any, seed: int, scratch: Path) -> Mapping[str,
     """Image AUROC and AUPRO of each choice."""
     from ood_runners import images
     from ood_runners.calibration import Calibration, fusion
+    from ood_runners.calibration import calibration as rules
     from ood_runners.calibration.weights import INSPECTION
     from ood_runners.detectors import Mahalanobis, MemoryBank, position
     from ood_runners.features import Features
@@ -138,9 +139,6 @@ def ablate(folder: Path, weights: Any, seed: int, scratch: Path) -> Mapping[str,
         both = {"fused": fused, **{name: one.image for name, one in scores.items()}}
         return {name: auroc(one[~strange], one[strange]) for name, one in both.items()}, tally.aupro().value
 
-    def added(calibrators: Any, weights: Any, scores: Any) -> Any:
-        return np.sum([weights[name] * calibrators[name].surprise(scores[name]) for name in calibrators], axis=0)
-
     found: dict[str, tuple[float, float]] = {}
     single, pro = run()
     found["memory bank alone"], found["Mahalanobis alone"] = (single["memory_bank"], pro), (single["mahalanobis"], 0)
@@ -161,7 +159,7 @@ def ablate(folder: Path, weights: Any, seed: int, scratch: Path) -> Mapping[str,
     for name, choice in choices.items():
         changed, pro = choice()
         found[name] = (changed["fused"], pro)
-    with patch.object(fusion, "fuse", added), patch("ood_runners.calibration.calibration.fuse", added):
+    with patch.object(fusion.fuse_held_out, "__defaults__", (fusion.add,)), patch.object(rules, "fuse", fusion.add):
         changed, pro = run(weight=0.5)
         found["sum of surprises, Mahalanobis a half"] = (changed["fused"], pro)
     return found

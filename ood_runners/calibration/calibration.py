@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners.calibration.calibrator import Calibrator
-from ood_runners.calibration.fusion import fuse, fuse_held_out
+from ood_runners.calibration.fusion import add, fuse, fuse_held_out
 from ood_runners.calibration.guarantee import attainable_alpha
 from ood_runners.calibration.map_scale import FloatMap, MapScale, combine, fit_scale, highest_of
 from ood_runners.calibration.weights import weights_from_probes
@@ -112,11 +112,11 @@ class Calibration:
     def outliers(self, held_out: Mapping[str, Scores]) -> NDArray[np.int64]:
         """Indices of calibration pictures that look unlike all others, strangest first.
 
-        A picture is one whose fused score lies so far above the others' that their upper half, taken as
+        A picture is one whose added surprises lie so far above the others' that their upper half, taken as
         exponential, gives it less than one chance in 1,000 of turning up anywhere among n pictures.
         `held_out` is what `fit` was given.
         """
-        fused = fuse_held_out(_images(held_out), lambda _: self.weights)
+        fused = fuse_held_out(_images(held_out), lambda _: self.weights, add)
         order = np.argsort(-fused, kind="stable")
         # Each of the strangest against all those below it, so that two of a kind do not hide each other.
         strange = 0

@@ -54,7 +54,7 @@ def test_few_pictures_or_a_place_that_explains_all_leave_distances() -> None:
 def features(n: int, seed: int) -> Features:
     """Patches that vary much in the right half of the frame and little in the left."""
     patches = np.random.default_rng(seed).normal(size=(n, 8, 8, 6))
-    patches[:, :, :4] *= 0.3
+    patches[:, :, :4] *= 0.4
     return Features(patches=patches.astype(np.float16))
 
 
@@ -69,9 +69,9 @@ def test_a_bank_finds_what_is_strange_for_its_place_and_comes_back_from_the_stor
     labels = np.arange(80) >= 40
     by_place = roc_auc_score(labels, np.concatenate([one.image for one in judged]))
     by_distance = roc_auc_score(labels, np.concatenate([plain.score(one).image for one in (normal, strange)]))
-    assert by_place > by_distance + 0.1
+    assert by_place > by_distance + 0.05
     # Held-out scores are those of new normal pictures, and the probes' those of new defects.
-    assert scores.image[:40].mean() == pytest.approx(judged[0].image.mean(), abs=0.5)
+    assert scores.image[:40].mean() == pytest.approx(judged[0].image.mean(), abs=1.0)
     opened = MemoryBank.from_arrays(detector.to_arrays(), detector.params())
     np.testing.assert_allclose(opened.score(normal).map, judged[0].map, rtol=1e-5)
     assert opened.info() == detector.info()
