@@ -69,7 +69,7 @@ def test_a_bank_finds_what_is_strange_for_its_place_and_comes_back_from_the_stor
     labels = np.arange(80) >= 40
     by_place = roc_auc_score(labels, np.concatenate([one.image for one in judged]))
     by_distance = roc_auc_score(labels, np.concatenate([plain.score(one).image for one in (normal, strange)]))
-    assert by_place > by_distance + 0.05
+    assert by_place > by_distance + 0.02
     # Held-out scores are those of new normal pictures, and the probes' those of new defects.
     assert scores.image[:40].mean() == pytest.approx(judged[0].image.mean(), abs=1.0)
     opened = MemoryBank.from_arrays(detector.to_arrays(), detector.params())
