@@ -102,7 +102,8 @@ class MemoryBank(Detector):
         entries are done.
         """
         self._choose(_patches(features), np.zeros(len(features), np.int64), progress)
-        self.position_, self.explained_ = None, None
+        self.position_: Position | None = None
+        self.explained_: float | None = None
         return self
 
     def fit_held_out(
