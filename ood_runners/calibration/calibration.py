@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners.calibration.calibrator import Calibrator
-from ood_runners.calibration.fusion import fuse, fuse_held_out
+from ood_runners.calibration.fusion import add, fuse, fuse_held_out
 from ood_runners.calibration.guarantee import attainable_alpha
 from ood_runners.calibration.map_scale import FloatMap, MapScale, combine, fit_scale, highest_of
 from ood_runners.calibration.weights import weights_from_probes
-from ood_runners.errors import BadParameter
+from ood_runners.errors import ArtifactError, BadParameter
 from ood_runners.features import Scores
 
 NORMAL, ANOMALOUS = "normal", "anomalous"
 OUTLIER_CHANCE = 0.001
+RULE = 2  # of `fuse`; stored scores of another rule are no calibration of this one
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ class Calibration:
     def outliers(self, held_out: Mapping[str, Scores]) -> NDArray[np.int64]:
         """Indices of calibration pictures that look unlike all others, strangest first.
 
-        A picture is one whose fused score lies so far above the others' that their upper half, taken as
+        A picture is one whose added surprises lie so far above the others' that their upper half, taken as
         exponential, gives it less than one chance in 1,000 of turning up anywhere among n pictures.
         `held_out` is what `fit` was given.
         """
-        fused = fuse_held_out(_images(held_out), lambda _: self.weights)
+        fused = fuse_held_out(_images(held_out), lambda _: self.weights, add)
         order = np.argsort(-fused, kind="stable")
         # Each of the strangest against all those below it, so that two of a kind do not hide each other.
         strange = 0
@@ -217,6 +218,7 @@ class Calibration:
             "weights": np.array([self.weights[name] for name in self.names]),
             "scores": np.stack([self.calibrators[name].scores for name in self.names]),
             "fused": self.fused.scores,
+            "rule": np.array([RULE]),
             "map_scale": np.array([[scale.centre, scale.level] for scale in scales]),
             "highest": np.empty(0) if self.highest is None else self.highest.scores,
         }
@@ -224,6 +226,10 @@ class Calibration:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> Self:
         """The inverse of `to_arrays`; `names` are the detectors in their order."""
+        if arrays.get("rule", np.array([1]))[0] != RULE:
+            raise ArtifactError(
+                "The calibration was made by another release, which fused scores in another way; fit the product again."
+            )
         rows = dict(enumerate(names))
         scale = arrays["map_scale"]
         return cls(

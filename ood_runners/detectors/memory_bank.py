@@ -18,6 +18,7 @@ from ood_runners.detectors.base import Detector, Probes, top_count, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
 from ood_runners.detectors.indexes import KINDS, Index, fit_effort
+from ood_runners.detectors.position import Position, explained, held_out
 from ood_runners.detectors.search import Search, recall
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
@@ -35,6 +36,9 @@ MOST_SHARE = 0.2  # of the cells looked into; an entry in a list costs some five
 
 class MemoryBank(Detector):
     """Mean Euclidean distance to the k nearest patches of a greedy k-centre coreset of normal patches.
+
+    After `fit_held_out`, where the pictures' frame is filled alike (see `position`), distances are given in deviations
+    from what held-out normal pictures have at the same place.
 
     Parameters
     ----------
@@ -63,6 +67,10 @@ class MemoryBank(Detector):
         By each kind of index that was tried, the share of training patches whose nearest entry it found.
     index_excess_ : dict
         Likewise, by what share it overstated their largest 1 % of distances.
+    position_ : Position or None
+        What maps are measured by; None where they are distances.
+    explained_ : float or None
+        The share of the variance of held-out maps that the place explains, which decides on that.
     """
 
     name = "memory_bank"
@@ -94,6 +102,8 @@ class MemoryBank(Detector):
         entries are done.
         """
         self._choose(_patches(features), np.zeros(len(features), np.int64), progress)
+        self.position_: Position | None = None
+        self.explained_: float | None = None
         return self
 
     def fit_held_out(
@@ -125,7 +135,10 @@ class MemoryBank(Detector):
             if probes is not None and len(made := probes.of(folds, fold)):
                 parts.append(self._score(probes.features, made, rest))
                 order.append(len(features) + made)
-        return Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
+        scores = Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
+        return self._measured(
+            scores, folds if probes is None else np.append(folds, folds[probes.origin]), len(features)
+        )
 
     def score(self, features: Features) -> Scores:
         """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: its highest 1 %.
@@ -139,7 +152,8 @@ class MemoryBank(Detector):
             self.index_.threads = self.threads
             if self._exact is None:
                 self._exact = Search(self.bank_, self._k(), threads=self.threads)
-        return self._score(features, np.arange(len(features)), self._search)
+        scores = self._score(features, np.arange(len(features)), self._search)
+        return scores if self.position_ is None or scores.map is None else _of_maps(self.position_.apply(scores.map))
 
     def info(self) -> dict[str, Any]:
         """The number of entries, how they are searched, and the measured recall, of each index that was tried too."""
@@ -151,7 +165,10 @@ class MemoryBank(Detector):
             facts["search"] = INT8 if self.recall_ >= MIN_RECALL else EXACT
             facts |= {"recall": self.recall_} if self.recall_ else {}
         tried = {"index_recall": self.index_recall_, "index_excess": self.index_excess_}
-        return facts | (tried if self.index_recall_ else {})
+        facts |= tried if self.index_recall_ else {}
+        if self.explained_ is not None:
+            facts |= {"by_position": self.position_ is not None, "explained_by_position": round(self.explained_, 3)}
+        return facts
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {
@@ -163,6 +180,10 @@ class MemoryBank(Detector):
         if self.index_recall_:
             for name, by_kind in (("index_recall", self.index_recall_), ("index_excess", self.index_excess_)):
                 arrays[name] = np.array([by_kind.get(kind, np.nan) for kind in KINDS])
+        if self.explained_ is not None:
+            arrays["explained"] = np.array([self.explained_])
+        if self.position_ is not None:
+            arrays |= {"centre": self.position_.centre, "spread": self.position_.spread}
         return arrays | (self.index_.to_arrays() if self.index_ is not None else {})
 
     @classmethod
@@ -170,6 +191,8 @@ class MemoryBank(Detector):
         detector = cls(**params)
         detector.bank_, detector.source_, detector.fold_ = arrays["bank"], arrays["source"], arrays["fold"]
         detector.recall_ = float(arrays["recall"][0]) if "recall" in arrays else 0.0
+        detector.explained_ = float(arrays["explained"][0]) if "explained" in arrays else None
+        detector.position_ = Position(arrays["centre"], arrays["spread"]) if "centre" in arrays else None
         if detector.bank_.ndim != 2 or not len(detector.bank_):
             raise ArtifactError("The stored memory bank is empty or has no (entries, dimensions) shape.")
         detector.index_recall_, detector.index_excess_ = (
@@ -241,6 +264,15 @@ class MemoryBank(Detector):
         largest = np.bincount(self.fold_).max() if len(np.unique(self.fold_)) > 1 else 0
         return min(self.k, len(self.bank_) - int(largest))
 
+    def _measured(self, scores: Scores, folds: NDArray[np.int64], n: int) -> Scores:
+        """Decide whether place counts, from held-out scores of n normal pictures, which those of probes may follow."""
+        if scores.map is None:
+            raise RuntimeError("held-out scores of a memory bank have maps")
+        self.explained_ = explained(scores.map[:n])
+        found = held_out(scores.map, folds, np.arange(len(scores)) < n)
+        self.position_ = None if found is None else found[0]
+        return scores if found is None else _of_maps(found[1])
+
     def _open(self, without: NDArray[np.bool_] | None = None) -> Search:
         """The search over all entries, or those left `without` some."""
         rounded = self.recall_ >= MIN_RECALL
@@ -261,7 +293,11 @@ class MemoryBank(Detector):
             if isinstance(search, Index) and self._exact is not None:
                 _settle(found, part.reshape(*found.shape, -1), self._exact)
             maps[start : start + SEARCH_PICTURES] = found.reshape(part.shape[:3])
-        return Scores(image=top_mean(maps), map=maps)
+        return _of_maps(maps)
+
+
+def _of_maps(maps: NDArray[np.float32]) -> Scores:
+    return Scores(image=top_mean(maps), map=maps)
 
 
 def _settle(maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Search) -> None:
