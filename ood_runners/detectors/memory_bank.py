@@ -291,7 +291,7 @@ class MemoryBank(Detector):
             squared, _ = search.search(part.reshape(-1, part.shape[-1]))
             found = np.sqrt(squared).mean(axis=1).reshape(len(part), -1)
             if isinstance(search, Index) and self._exact is not None:
-                _settle(found, part.reshape(*found.shape, -1), self._exact)
+                _settle(found, part.reshape(*found.shape, -1), self._exact, self.position_)
             maps[start : start + SEARCH_PICTURES] = found.reshape(part.shape[:3])
         return _of_maps(maps)
 
@@ -300,15 +300,22 @@ def _of_maps(maps: NDArray[np.float32]) -> Scores:
     return Scores(image=top_mean(maps), map=maps)
 
 
-def _settle(maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Search) -> None:
+def _settle(
+    maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Search, position: Position | None
+) -> None:
     """Measure the highest cells of each map, float32 (n, cells), exactly, until the highest 1 % are certain.
 
-    `patches` are float32 (n, cells, d). What an index finds is never nearer than what there is, so a cell that was not
-    measured lies no higher than the map says: once as many as `top_mean` looks at lie above all of those, the mean is
-    exact. Twice as many are measured at first, and that is mostly enough.
+    `patches` are float32 (n, cells, d); the highest are those by `position`, where there is one. What an index finds is
+    never nearer than what there is, so a cell that was not measured lies no higher than the map says: once as many as
+    `top_mean` looks at lie above all of those, the mean is exact. Twice as many are measured at first, and that is
+    mostly enough.
     """
     count, cells = top_count(maps.shape[1]), maps.shape[1]
-    order = np.argsort(-maps, axis=1, kind="stable")
+    centre, spread = np.zeros(cells, np.float32), np.ones(cells, np.float32)
+    if position is not None:
+        centre, spread = position.centre.ravel(), position.spread.ravel()
+    shown = (maps - centre) / spread
+    order = np.argsort(-shown, axis=1, kind="stable")
     rows, done = np.arange(len(maps)), 0
     while len(rows) and done < cells:
         step = order[rows, done : done + 2 * count]
@@ -316,11 +323,13 @@ def _settle(maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Sear
         squared, _ = exact.search(patches[rows[:, np.newaxis], step].reshape(-1, patches.shape[-1]))
         measured = np.sqrt(squared).mean(axis=1).reshape(step.shape)
         # Rounding of the two searches apart, an exact distance is the smaller one.
-        maps[rows[:, np.newaxis], step] = np.minimum(measured, maps[rows[:, np.newaxis], step])
+        measured = np.minimum(measured, maps[rows[:, np.newaxis], step])
+        maps[rows[:, np.newaxis], step] = measured
+        shown[rows[:, np.newaxis], step] = (measured - centre[step]) / spread[step]
         if done < cells:
-            known = np.take_along_axis(maps[rows], order[rows, :done], axis=1)
+            known = np.take_along_axis(shown[rows], order[rows, :done], axis=1)
             least = np.partition(known, done - count, axis=1)[:, done - count]
-            rows = rows[least < maps[rows, order[rows, done]]]
+            rows = rows[least < shown[rows, order[rows, done]]]
 
 
 def _patches(features: Features) -> NDArray[Any]:
