@@ -23,7 +23,7 @@ export BENTOML_DO_NOT_TRACK ?= True
 
 .PHONY: help
 help: ## List these targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: venv
 venv: $(STAMP) ## Make or refresh the environment (.venv) from pyproject.toml
@@ -52,12 +52,16 @@ image: $(STAMP) ## Build the container image: [BASE=image to build from] [IMAGE=
 
 .PHONY: test
 test: $(STAMP) ## Run the tests, without the slow ones: [SLOW=yes, with them]
-	$(BIN)/python -m pytest $(MARK) --ignore tests/end_to_end $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(MARK) --ignore tests/end_to_end --ignore tests/container $(PARALLEL) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(MARK) tests/end_to_end $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+.PHONY: test-container
+test-container: $(STAMP) ## Build images and run them with podman, as root (.ci/containers installs what it needs)
+	$(BIN)/python -m pytest -m container tests/container $(PYTEST_ARGS)
 
 .PHONY: check
 check: $(STAMP) ## Check style, formatting and types

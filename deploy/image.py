@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -20,6 +21,7 @@ import bentoml
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from pydantic import ValidationError
 
 from ood_runners import __version__
@@ -29,7 +31,7 @@ from ood_runners.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = f"docker.io/library/python:{sys.version_info.major}.{sys.version_info.minor}-slim"
-S3 = ("s3fs>=2025.7",)
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def pinned(names: str) -> dict[str, str]:
@@ -54,8 +56,10 @@ def pinned(names: str) -> dict[str, str]:
     return pins
 
 
-def requirements() -> list[str]:
-    """What a server on a CPU needs, with all that this needs in turn, each at the version that is installed here.
+def requirements(gpu: bool = False) -> list[str]:
+    """What a server needs, with all that this needs in turn, each at the version that is installed here.
+
+    A local build (torch's ``2.14.1+cpu``) stands for the release of its version: the CUDA build, with the CUDA runtime.
 
     Raises
     ------
@@ -63,7 +67,7 @@ def requirements() -> list[str]:
         One of them is not installed.
     """
     wanted = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]
-    queue = [Requirement(line) for line in (*wanted, *S3)]
+    queue = [Requirement(line) for line in (*wanted, *EXTRAS["s3"], *(EXTRAS["gpu"] if gpu else ()))]
     found: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     while queue:
@@ -76,7 +80,7 @@ def requirements() -> list[str]:
             installed = distribution(name)
         except PackageNotFoundError:
             raise NotFound(f"{name} is not installed here; `make venv` installs it.") from None
-        found[name] = installed.version
+        found[name] = Version(installed.version).public
         for line in installed.requires or []:
             further = Requirement(line)
             if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
@@ -92,7 +96,7 @@ def build_bento(pins: dict[str, str]) -> bentoml.Bento:
     return bentoml.bentos.get(done.stdout.strip().removeprefix("__tag__:"))
 
 
-def write_context(folder: Path, bento: bentoml.Bento, pins: dict[str, str]) -> None:
+def write_context(folder: Path, bento: bentoml.Bento, pins: dict[str, str], gpu: bool = False) -> None:
     """The folder that the image is built from."""
     shutil.copytree(Path(bento.path) / "src", folder / "src")
     shutil.copyfile(Path(bento.path) / "bento.yaml", folder / "bento.yaml")
@@ -103,13 +107,13 @@ def write_context(folder: Path, bento: bentoml.Bento, pins: dict[str, str]) -> N
         for path in (stored.path, stored.backbone_path):
             target = folder / "models" / path.parent.name / path.name
             shutil.copytree(path, target, dirs_exist_ok=True)
-    (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n")
+    (folder / "requirements.txt").write_text("\n".join(requirements(gpu)) + "\n")
     # A store's files may be for their owner alone; in the image another user reads them.
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def labels(bento: bentoml.Bento, pins: dict[str, str]) -> dict[str, str]:
+def labels(bento: bentoml.Bento, pins: dict[str, str], gpu: bool = False) -> dict[str, str]:
     """What the image says of itself; ``podman inspect`` shows it."""
     return {
         "org.opencontainers.image.title": "ood-runners",
@@ -117,12 +121,13 @@ def labels(bento: bentoml.Bento, pins: dict[str, str]) -> dict[str, str]:
         "org.opencontainers.image.version": __version__,
         "org.opencontainers.image.licenses": "Apache-2.0",
         "ood-runners.bento": str(bento.tag),
+        "ood-runners.device": "gpu" if gpu else "cpu",
         "ood-runners.products": json.dumps(pins, sort_keys=True, separators=(",", ":")),
         "ood-runners.sbom": "/bento/sbom.cdx.json",
     }
 
 
-def build(image: str, base: str, names: str, builder: str) -> str:
+def build(image: str, base: str, names: str, builder: str, gpu: bool = False) -> str:
     """Build the image `image` from the base image `base`; its name.
 
     Raises
@@ -135,10 +140,10 @@ def build(image: str, base: str, names: str, builder: str) -> str:
     pins = pinned(names)
     bento = build_bento(pins)
     with tempfile.TemporaryDirectory(prefix="ood-image-") as context:
-        write_context(Path(context), bento, pins)
+        write_context(Path(context), bento, pins, gpu)
         command = [builder, "build", "--tag", image, "--build-arg", f"BASE={base}"]
         command += ["--file", f"{context}/Containerfile"]
-        for key, value in labels(bento, pins).items():
+        for key, value in labels(bento, pins, gpu).items():
             command += ["--label", f"{key}={value}"]
         done = subprocess.run([*command, context], check=False)
     if done.returncode:
@@ -149,13 +154,15 @@ def build(image: str, base: str, names: str, builder: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build an image with exactly pinned versions.")
-    parser.add_argument("--image", default=f"ood-runners:{__version__}", help="its name (default: %(default)s)")
+    parser.add_argument("--image", help=f"its name (default: ood-runners:{__version__}, with --gpu {__version__}-gpu)")
     parser.add_argument("--base", default=BASE, help="a Debian image with Python as here (default: %(default)s)")
     parser.add_argument("--products", default="", help="NAME:VERSION,… (default: every version in production)")
     parser.add_argument("--builder", default="podman", choices=("podman", "docker"))
+    parser.add_argument("--gpu", action="store_true", help="for an NVIDIA GPU: with torch and the CUDA runtime")
     given = parser.parse_args(arguments)
+    image = given.image or f"ood-runners:{__version__}{'-gpu' if given.gpu else ''}"
     try:
-        print(build(given.image, given.base, given.products, given.builder))
+        print(build(image, given.base, given.products, given.builder, given.gpu))
     except OODError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1

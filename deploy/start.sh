@@ -12,6 +12,11 @@ if [ "${1-}" != store ] && [ -n "$(ls /bento/models)" ] && [ ! -e "$BENTOML_HOME
     ln -s /bento/models "$BENTOML_HOME/models"
 fi
 
+# torch is in the image for a GPU alone.
+if [ "${OOD_DEVICE-auto}" = auto ] && [ ! -e /dev/nvidiactl ] && ls -d /opt/ood/lib/python3*/site-packages/torch >/dev/null 2>&1; then
+    echo "WARNING: this image is for an NVIDIA GPU, but this container was given none: it runs on the CPU." >&2
+fi
+
 alone() {
     service=$1
     shift

@@ -7,12 +7,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import distribution
 from importlib.metadata import version as installed
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from bentoml import Tag
+from packaging.version import Version
 
 from ood_runners import __version__
 from ood_runners.artifacts import promote, write_backbone, write_version
@@ -72,6 +74,24 @@ def test_packages_are_exact_and_without_torch(image: ModuleType) -> None:
     assert not {"torch", "torchvision", "scikit-learn", "scipy", "nncf", "pytest"} & found.keys()
 
 
+def test_a_gpu_has_torch_at_the_release_of_what_is_installed(
+    image: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Local:
+        """The CPU's own build of the torch that is installed."""
+
+        def __init__(self, name: str) -> None:
+            whole = distribution(name)
+            self.version = f"{Version(whole.version).public}+cpu" if name == "torch" else whole.version
+            self.requires = whole.requires
+
+    monkeypatch.setattr(image, "distribution", Local)
+    found = dict(line.split("==") for line in image.requirements(gpu=True))
+    assert found["torch"] == Version(installed("torch")).public
+    assert found["torchvision"] == Version(installed("torchvision")).public
+    assert found.keys() > {line.partition("==")[0] for line in image.requirements()}
+
+
 def test_a_package_that_is_not_installed_is_named(
     image: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +105,7 @@ def test_labels_say_what_is_in_it(image: ModuleType) -> None:
     found = image.labels(SimpleNamespace(tag=Tag("ood_service", "abc")), {"nuts": "2", "bolts": "1"})
     assert found["org.opencontainers.image.version"] == __version__
     assert found["ood-runners.bento"] == "ood_service:abc"
+    assert found["ood-runners.device"] == "cpu"
     assert json.loads(found["ood-runners.products"]) == {"bolts": "1", "nuts": "2"}
 
 
