@@ -300,9 +300,7 @@ def _of_maps(maps: NDArray[np.float32]) -> Scores:
     return Scores(image=top_mean(maps), map=maps)
 
 
-def _settle(
-    maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Search, position: Position | None
-) -> None:
+def _settle(maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Search, position: Position | None) -> None:
     """Measure the highest cells of each map, float32 (n, cells), exactly, until the highest 1 % are certain.
 
     `patches` are float32 (n, cells, d); the highest are those by `position`, where there is one. What an index finds is
