@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners import images
-from ood_runners.artifacts import Manifest, Stored, check_product, check_writable, save_arrays
+from ood_runners.artifacts import Manifest, check_product, check_writable
 from ood_runners.artifacts import promote as promote_version
-from ood_runners.artifacts.manifest import LeftOutFile
-from ood_runners.artifacts.store import VersionWriter, open_writer
+from ood_runners.artifacts.store import open_writer
 from ood_runners.backbones.classifier import read_classifier
 from ood_runners.backbones.runtime import choose_device
-from ood_runners.calibration import Calibration, certificate, needed_for
+from ood_runners.calibration import Calibration
 from ood_runners.calibration.weights import fusion_weights, knows_pictures
 from ood_runners.detectors import DETECTORS, Detector, MemoryBank, Softmax, Vae
 from ood_runners.detectors.base import Probes
@@ -30,23 +26,22 @@ from ood_runners.detectors.memory_bank import SEARCHES
 from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
-from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PROJECTION, Product, place, score_all
+from ood_runners.pipeline import INT8, place, score_all
 from ood_runners.training import contamination as contaminated
-from ood_runners.training.augment import AUGMENTED, LIGHT, PERCENT, check_augment, fit_held_out, under_light
+from ood_runners.training.advice import advice, cost_of
+from ood_runners.training.augment import LIGHT, check_augment, fit_held_out, under_light
 from ood_runners.training.datasets import Dataset, discover
 from ood_runners.training.extract import StoredBackbone, store_backbone
-from ood_runners.training.pictures import TrainingPictures, read_training
+from ood_runners.training.pictures import read_training
 from ood_runners.training.prepare import Prepared, prepare
 from ood_runners.training.probes import make_probes
-from ood_runners.training.profiles import DEFAULT, MB, Budget, Cost, Profile, largest_bank, milliseconds, nbytes, trial
+from ood_runners.training.profiles import DEFAULT, Budget, Cost, largest_bank, milliseconds, nbytes, trial
 from ood_runners.training.profiles import resolve as resolve_profile
 from ood_runners.training.progress import Progress, SilentProgress, Stage
+from ood_runners.training.writing import FOLDS, Fitted, Task, thumbnails, write
 
-FOLDS = 10
 # A network is trained anew for each fold: three cost what a user will wait for.
 FOLDS_OF = {"vae": 3}
-GOLDEN_TOLERANCE = 0.01  # relative; another processor's rounding stays below 0.001, another resize does not
-THUMBNAIL = 96  # pixels
 BANK = MemoryBank.name
 
 
@@ -130,7 +125,7 @@ def fit(
             stored_backbone = store_backbone(backbone, weights, scratch)
             stage.advance(note=stored_backbone.info.origin)
         names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
-        fitting = _Fitting(
+        task = Task(
             dataset,
             pictures,
             stored_backbone,
@@ -147,11 +142,11 @@ def fit(
             augment,
             contamination,
         )
-        fitted = fitting.run(scratch)
+        fitted = _run(task, scratch)
         with open_writer(product) as writer:
-            manifest = fitting.write(writer, product, fitted, notes, started)
+            manifest = write(writer, product, task, fitted, notes, started)
             tag = str(writer.commit(manifest))
-    lines = notes + _advice(manifest) + _cost(manifest)
+    lines = notes + advice(manifest) + cost_of(manifest)
     if promote:
         promote_version(tag, why="fitted")
         lines.append(f"{tag} is in production.")
@@ -160,229 +155,113 @@ def fit(
     return FitResult(tag, manifest, lines)
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """`held_out` scores are those of the pictures calibrated on, whose places in `training` are `rows`."""
-
-    training: TrainingPictures
-    left_out: Sequence[LeftOutFile]
-    rows: NDArray[np.int64]
-    detectors: Mapping[str, Detector]
-    held_out: Mapping[str, Scores]
-    calibration: Calibration
-    prepared: Prepared
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    dataset: Dataset
-    training: TrainingPictures
-    backbone: StoredBackbone
-    names: Sequence[str]
-    head: str
-    profile: Profile
-    search: str
-    budget: Budget
-    alpha: float
-    seed: int
-    device: str
-    precision: str
-    progress: Progress
-    augment: str | None = None
-    contamination: str = contaminated.AUTO
-
-    def run(self, scratch: Path) -> _Fitted:
-        seconds: dict[str, float] = {}
-        clock = _Clock(seconds)
-        rng = np.random.default_rng(self.seed)
-        prepared = prepare(
-            self.training,
-            self.backbone,
-            self.names,
-            device=self.device,
-            precision=self.precision,
-            seed=self.seed,
-            scratch=scratch,
-            progress=self.progress,
+def _run(task: Task, scratch: Path) -> Fitted:
+    seconds: dict[str, float] = {}
+    clock = _Clock(seconds)
+    rng = np.random.default_rng(task.seed)
+    prepared = prepare(
+        task.training,
+        task.backbone,
+        task.names,
+        device=task.device,
+        precision=task.precision,
+        seed=task.seed,
+        scratch=scratch,
+        progress=task.progress,
+    )
+    clock("features")
+    folders, categories = bool(task.dataset.classes), knows_pictures(prepared.features.logits)
+    screened = contaminated.Screened.nothing(len(task.training.pictures))
+    patches = prepared.features.patches
+    if task.contamination == contaminated.AUTO and patches is not None and not (folders or categories):
+        screened = contaminated.screen(patches, seed=task.seed, progress=task.progress)
+        clock("contamination")
+    training, prepared = contaminated.only(task.training, prepared, screened.fitted, scratch)
+    features = prepared.features
+    light = None
+    if task.augment == LIGHT:
+        light = under_light(prepared, training.pictures, scratch, task.progress)
+        clock(LIGHT)
+    labels = training.labels(task.dataset.classes)
+    probes = None
+    if len(task.names) > 1 and not (folders or categories):  # a scratch does not make it another category
+        probes = make_probes(training.pictures, prepared.network, rng, task.progress)
+        clock("synthetic")
+    detectors: dict[str, Detector] = {}
+    held_out: dict[str, Scores] = {}
+    probed: dict[str, Scores] = {}
+    for name in sorted(task.names, key=lambda name: bool(task.budget) and name == BANK):  # then it comes last
+        bank = task.profile.bank
+        if task.budget and name == BANK:
+            bank = _affordable(task, prepared, detectors)
+            clock("budget")
+        detectors[name], scores = _fit_detector(task, name, features, light, labels, probes, rng, bank)
+        held_out[name], probed[name] = scores[: len(features)][screened.calibrated], scores[len(features) :]
+        clock(name)
+    detectors = {name: detectors[name] for name in task.names}
+    held_out = {name: held_out[name] for name in task.names}
+    with task.progress.stage("calibration", total=1) as stage:
+        fusion = fusion_weights(task.names, folders=folders, categories=categories)
+        calibration = Calibration.fit(
+            held_out, fusion, task.profile.size, task.alpha, probes=None if probes is None else probed
         )
-        clock("features")
-        folders, categories = bool(self.dataset.classes), knows_pictures(prepared.features.logits)
-        screened = contaminated.Screened.nothing(len(self.training.pictures))
-        patches = prepared.features.patches
-        if self.contamination == contaminated.AUTO and patches is not None and not (folders or categories):
-            screened = contaminated.screen(patches, seed=self.seed, progress=self.progress)
-            clock("contamination")
-        training, prepared = contaminated.only(self.training, prepared, screened.fitted, scratch)
-        features = prepared.features
-        light = None
-        if self.augment == LIGHT:
-            light = under_light(prepared, training.pictures, scratch, self.progress)
-            clock(LIGHT)
-        labels = training.labels(self.dataset.classes)
-        probes = None
-        if len(self.names) > 1 and not (folders or categories):  # a scratch does not make it another category
-            probes = make_probes(training.pictures, prepared.network, rng, self.progress)
-            clock("synthetic")
-        detectors: dict[str, Detector] = {}
-        held_out: dict[str, Scores] = {}
-        probed: dict[str, Scores] = {}
-        for name in sorted(self.names, key=lambda name: bool(self.budget) and name == BANK):  # then it comes last
-            bank = self.profile.bank
-            if self.budget and name == BANK:
-                bank = self._affordable(prepared, detectors)
-                clock("budget")
-            detectors[name], scores = self._fit_detector(name, features, light, labels, probes, rng, bank)
-            held_out[name], probed[name] = scores[: len(features)][screened.calibrated], scores[len(features) :]
-            clock(name)
-        detectors = {name: detectors[name] for name in self.names}
-        held_out = {name: held_out[name] for name in self.names}
-        with self.progress.stage("calibration", total=1) as stage:
-            fusion = fusion_weights(self.names, folders=folders, categories=categories)
-            calibration = Calibration.fit(
-                held_out, fusion, self.profile.size, self.alpha, probes=None if probes is None else probed
-            )
-            stage.advance()
-        clock("calibration")
-        left_out = screened.left_out(self.training, self.dataset.root)
-        return _Fitted(training, left_out, screened.calibrated, detectors, held_out, calibration, prepared, seconds)
+        stage.advance()
+    clock("calibration")
+    left_out = screened.left_out(task.training, task.dataset.root)
+    return Fitted(training, left_out, screened.calibrated, detectors, held_out, calibration, prepared, seconds)
 
-    def _fit_detector(
-        self,
-        name: str,
-        features: Features,
-        light: Features | None,
-        labels: NDArray[np.int64] | None,
-        probes: Probes | None,
-        rng: np.random.Generator,
-        bank: int,
-    ) -> tuple[Detector, Scores]:
-        """The fitted detector, and the held-out scores of the pictures, followed by those of the probes."""
-        detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": self.seed}))
+
+def _fit_detector(
+    task: Task,
+    name: str,
+    features: Features,
+    light: Features | None,
+    labels: NDArray[np.int64] | None,
+    probes: Probes | None,
+    rng: np.random.Generator,
+    bank: int,
+) -> tuple[Detector, Scores]:
+    """The fitted detector, and the held-out scores of the pictures, followed by those of the probes."""
+    detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": task.seed}))
+    if isinstance(detector, MemoryBank):
+        detector.size, detector.search = bank, task.search
+    place(detector, task.device, None)
+    if isinstance(detector, Softmax):
+        detector.head = task.head
+        if (layer := read_classifier(task.backbone.path)) is not None:
+            detector.classifier = Linear(*layer)
+    folds = _folds(len(features), FOLDS_OF.get(name, FOLDS), labels, rng)
+    with task.progress.stage(name, total=detector.size if isinstance(detector, MemoryBank) else None) as stage:
         if isinstance(detector, MemoryBank):
-            detector.size, detector.search = bank, self.search
-        place(detector, self.device, None)
-        if isinstance(detector, Softmax):
-            detector.head = self.head
-            if (layer := read_classifier(self.backbone.path)) is not None:
-                detector.classifier = Linear(*layer)
-        folds = _folds(len(features), FOLDS_OF.get(name, FOLDS), labels, rng)
-        with self.progress.stage(name, total=detector.size if isinstance(detector, MemoryBank) else None) as stage:
-            if isinstance(detector, MemoryBank):
-                # Choosing the bank is the long part of its fit, and it counts entries from 0.
-                chosen = _Counter(stage)
-                return detector, fit_held_out(detector, features, light, folds, labels, probes=probes, progress=chosen)
-            if isinstance(detector, Vae):
-                detector.progress = lambda epoch, epochs, loss: stage.advance(note=f"loss {loss:.3g}", total=epochs)
-            return detector, fit_held_out(detector, features, light, folds, labels, probes=probes)
+            # Choosing the bank is the long part of its fit, and it counts entries from 0.
+            chosen = _Counter(stage)
+            return detector, fit_held_out(detector, features, light, folds, labels, probes=probes, progress=chosen)
+        if isinstance(detector, Vae):
+            detector.progress = lambda epoch, epochs, loss: stage.advance(note=f"loss {loss:.3g}", total=epochs)
+        return detector, fit_held_out(detector, features, light, folds, labels, probes=probes)
 
-    def _affordable(self, prepared: Prepared, others: Mapping[str, Detector]) -> int:
-        """Entries of the largest bank that the budget leaves room for, beside the network and the other detectors."""
-        picture = np.asarray(self.training.pictures[:1])
-        arrays = [detector.to_arrays() for detector in others.values()] + [_thumbnails(self.training.pictures)]
-        if prepared.projection is not None:
-            arrays.append(prepared.projection.to_arrays())
-        graph = [] if prepared.graph is None else [file.stat().st_size for file in prepared.graph.parent.iterdir()]
-        besides = Cost(
-            milliseconds(lambda: score_all(prepared.network, others, picture)),
-            sum(map(nbytes, arrays)) + sum(graph) + len(images.encode_png(picture[0])),
-        )
 
-        def cost_of(size: int) -> Cost:
-            with self.progress.stage("budget", total=1) as stage:
-                cost = trial(prepared.features, MemoryBank(size=size, seed=self.seed, search=self.search))
-                stage.advance(note=f"{size} entries: {besides.ms:.1f} + {cost.ms:.1f} ms")
-            return cost
+def _affordable(task: Task, prepared: Prepared, others: Mapping[str, Detector]) -> int:
+    """Entries of the largest bank that the budget leaves room for, beside the network and the other detectors."""
+    picture = np.asarray(task.training.pictures[:1])
+    arrays = [detector.to_arrays() for detector in others.values()] + [thumbnails(task.training.pictures)]
+    if prepared.projection is not None:
+        arrays.append(prepared.projection.to_arrays())
+    graph = [] if prepared.graph is None else [file.stat().st_size for file in prepared.graph.parent.iterdir()]
+    besides = Cost(
+        milliseconds(lambda: score_all(prepared.network, others, picture)),
+        sum(map(nbytes, arrays)) + sum(graph) + len(images.encode_png(picture[0])),
+    )
 
-        patches = prepared.features.patches
-        most = self.profile.bank if patches is None else min(self.profile.bank, int(np.prod(patches.shape[:3])))
-        return largest_bank(most, self.budget, besides, cost_of)
+    def cost_of(size: int) -> Cost:
+        with task.progress.stage("budget", total=1) as stage:
+            cost = trial(prepared.features, MemoryBank(size=size, seed=task.seed, search=task.search))
+            stage.advance(note=f"{size} entries: {besides.ms:.1f} + {cost.ms:.1f} ms")
+        return cost
 
-    def _augmentation(self, name: str) -> dict[str, Any]:
-        augmented = self.augment == LIGHT and name in AUGMENTED
-        return {"augment": {"brightness_percent": list(PERCENT)}} if augmented else {}
-
-    def write(
-        self, writer: VersionWriter, product: str, fitted: _Fitted, notes: Sequence[str], started: float
-    ) -> Manifest:
-        """Write the files, open them again and score the golden picture with what was written."""
-        for name, detector in fitted.detectors.items():
-            save_arrays(writer.path, name, detector.to_arrays())
-        save_arrays(writer.path, CALIBRATION, fitted.calibration.to_arrays())
-        if fitted.prepared.projection is not None:
-            save_arrays(writer.path, PROJECTION, fitted.prepared.projection.to_arrays())
-        if fitted.prepared.graph is not None:
-            for file in fitted.prepared.graph.parent.iterdir():
-                shutil.copyfile(file, writer.path / file.name)
-        save_arrays(writer.path, "thumbnails", _thumbnails(fitted.training.pictures))
-        golden = fitted.training.pictures[fitted.rows[_typical(fitted)]]
-        (writer.path / GOLDEN).write_bytes(images.encode_png(golden))
-        info, calibration, data = self.backbone.info, fitted.calibration, fitted.training
-        # The store hashes the files when it seals them; until then their names are enough to open them.
-        unsealed = {path.name: "0" * 64 for path in writer.path.iterdir()}
-        manifest = Manifest.model_validate(
-            {
-                "product": product,
-                "backbone": {
-                    "name": info.name,
-                    "tag": str(self.backbone.tag),
-                    "sha256": info.sha256,
-                    "origin": info.origin,
-                    "precision": "float32" if fitted.prepared.graph is None else INT8,
-                },
-                "metrics": {"int8": fitted.prepared.int8} if fitted.prepared.int8 else {},
-                "input": {"height": self.profile.size[0], "width": self.profile.size[1]},
-                "features": fitted.prepared.wanted,
-                "detectors": {
-                    name: {
-                        "params": detector.params(),
-                        "info": {"weight": calibration.weights[name]} | detector.info() | self._augmentation(name),
-                    }
-                    for name, detector in fitted.detectors.items()
-                },
-                "calibration": {
-                    "method": "cross-fitted",
-                    "n": calibration.n,
-                    "folds": min(FOLDS, calibration.n),
-                    "alpha_requested": calibration.alpha_requested,
-                    "alpha": calibration.alpha,
-                    "certificate": certificate(calibration.alpha, calibration.n),
-                },
-                "data": {
-                    "layout": self.dataset.layout,
-                    "fingerprint": data.fingerprint,
-                    "train_count": len(data.pictures),
-                    "left_out": list(fitted.left_out),
-                    "suspects": [
-                        data.files[i].path.relative_to(self.dataset.root).as_posix()
-                        for i in fitted.rows[calibration.outliers(fitted.held_out)]
-                    ],
-                    "skipped": [{"path": path, "reason": reason} for path, reason in data.skipped],
-                    "classes": self.dataset.classes or None,
-                },
-                "golden": {"scores": {}, "p_value": 1.0, "tolerance": GOLDEN_TOLERANCE},
-                "notes": [*notes, *contaminated.notes(fitted.left_out, calibration.n, calibration.alpha)],
-                "files": unsealed,
-            }
-        )
-        opened = Product.open(Stored(writer.path, writer.tag, manifest, self.backbone.path), self.device)
-        judged = opened.judge(golden[np.newaxis])[0]
-        raw = {name: one.score for name, one in judged.detectors.items()}
-        seconds = {stage: round(value, 2) for stage, value in fitted.seconds.items()}
-        cost = {
-            "seconds": seconds | {"all": round(time.monotonic() - started, 2)},
-            "ms": round(milliseconds(lambda: opened.judge(golden[np.newaxis])), 2),
-            "mb": round(sum(file.stat().st_size for file in writer.path.iterdir()) / MB, 2),
-        }
-        if self.budget:
-            cost["budget"] = {"ms": self.budget.ms, "mb": self.budget.mb}
-        return manifest.model_copy(
-            update={
-                "golden": manifest.golden.model_copy(update={"scores": raw, "p_value": judged.p_value}),
-                "cost": cost,
-                "files": {},
-            }
-        )
+    patches = prepared.features.patches
+    most = task.profile.bank if patches is None else min(task.profile.bank, int(np.prod(patches.shape[:3])))
+    return largest_bank(most, task.budget, besides, cost_of)
 
 
 class _Counter:
@@ -457,57 +336,3 @@ def _folds(n: int, count: int, labels: NDArray[np.int64] | None, rng: np.random.
     folds = np.empty(n, np.int64)
     folds[order] = np.arange(n) % min(count, n)
     return folds
-
-
-def _typical(fitted: _Fitted) -> int:
-    """The picture whose held-out p-values lie nearest the middle."""
-    calibration = fitted.calibration
-    p = [calibration.calibrators[name].p_value(scores.image) for name, scores in fitted.held_out.items()]
-    return int(np.abs(np.array(p) - 0.5).max(axis=0).argmin())
-
-
-def _thumbnails(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """JPEG bytes of all pictures, joined, and where each begins: what a bank entry's source looked like."""
-    joined = io.BytesIO()
-    offsets = [0]
-    height, width = pictures.shape[1:3]
-    scale = THUMBNAIL / max(height, width)
-    for picture in pictures:
-        small = images.resize(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
-        joined.write(images.encode_jpeg(small, 80))
-        offsets.append(joined.tell())
-    return {"jpeg": np.frombuffer(joined.getvalue(), np.uint8), "offsets": np.array(offsets, np.int64)}
-
-
-def _cost(manifest: Manifest) -> list[str]:
-    """What a picture and the files take, and whether that is more than was asked for."""
-    cost, bank = manifest.cost, manifest.detectors.get(BANK)
-    facts = "" if bank is None else f"; {bank.info['entries']} entries in the memory bank ({bank.info['search']})"
-    lines = [f"A verdict takes {cost['ms']:.1f} ms here, from pixels on, and the files {cost['mb']:.1f} MB{facts}."]
-    for unit, allowed in cost.get("budget", {}).items():
-        if allowed is not None and cost[unit] > allowed:
-            lines.append(f"That is more than the budget of {allowed:g} {unit}: this machine was busier than before.")
-    return lines
-
-
-def _advice(manifest: Manifest) -> list[str]:
-    calibration, data = manifest.calibration, manifest.data
-    lines = [f"Skipped {one.path}: {one.reason}" for one in data.skipped]
-    lines += contaminated.notes(data.left_out, calibration.n, calibration.alpha)
-    lines += [
-        f"Look at {path}: it is unlike all other training pictures. If it is not normal, remove it and fit again; "
-        "while it counts as normal, so do pictures as strange as it is."
-        for path in data.suspects
-    ]
-    attained = calibration.alpha
-    if attained > calibration.alpha_requested:
-        lines.append(
-            f"alpha is {attained:.4g}, not {calibration.alpha_requested:g}: {calibration.n} normal pictures decide no "
-            f"finer; {needed_for(calibration.alpha_requested)} are needed."
-        )
-    bound, needed = calibration.certificate["bound"], calibration.certificate["n_needed"]
-    lines.append(
-        f"Of new normal pictures like these, at most {attained:.2%} on average are called anomalous; with 95 % "
-        f"confidence in this very set, at most {bound:.2%} ({needed} pictures would certify {attained:.2%})."
-    )
-    return lines
