@@ -223,8 +223,8 @@ def test_a_large_bank_is_searched_in_int8_where_that_finds_enough() -> None:
     assert [one.info()["search"] for one in searched] == ["int8", "exact"]
     rounded, exact = (one.score(features).image for one in searched)
     if info["recall"] >= 0.99:
-        np.testing.assert_allclose(rounded, exact, rtol=1e-2, atol=1e-2)
-    assert np.all(np.isfinite(held_out.image)) and (rounded >= exact * 0.99).all()
+        np.testing.assert_allclose(rounded, exact, rtol=1e-2, atol=2e-2)
+    assert np.all(np.isfinite(held_out.image)) and (rounded >= exact - 0.02).all()
     assert MemoryBank(size=500).fit(features).info() == {"entries": 500, "search": "exact"}
 
 
@@ -236,9 +236,11 @@ def test_an_index_scores_new_pictures_and_the_exact_search_those_held_out(search
     info = indexed.info()
     assert info["search"] == search and info["recall"] >= 0.99 and info["index_recall"] == {search: info["recall"]}
     assert info["index_excess"][search] <= 0.01
-    maps, close = exact.score(queries).map, indexed.score(queries).map
+    assert exact.position_ is not None
+    maps, close = (one.score(queries).map * exact.position_.spread + exact.position_.centre for one in (exact, indexed))
     assert (close >= maps * (1 - 1e-3)).all()  # what an index misses only makes a distance larger
     assert np.mean(np.isclose(close, maps, rtol=0.05 if search == "pq" else 1e-3)) > 0.97
+    close = indexed.score(queries).map
     loaded = MemoryBank.from_arrays({k: v.copy() for k, v in indexed.to_arrays().items()}, indexed.params())
     np.testing.assert_array_equal(loaded.score(queries).map, close)
     assert loaded.info() == info
@@ -259,16 +261,22 @@ def test_an_index_that_finds_too_little_is_not_used(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(loaded.score(features).map, detector.score(features).map)
 
 
+@pytest.mark.parametrize("by_place", [False, True])
 @pytest.mark.parametrize("search", ["ivf", "hnsw", "lsh", "pq"])
-def test_the_image_score_is_exact_however_little_an_index_finds(search: str) -> None:
+def test_the_image_score_is_exact_however_little_an_index_finds(search: str, by_place: bool) -> None:
     features, queries = spread(30, 5), spread(6, 8)
     queries.patches[3] *= 2  # all of it strange
-    exact = MemoryBank(size=1_500, search="exact").fit(features)
+    fitted = MemoryBank(size=1_500, search="exact").fit(features)
+    arrays = fitted.to_arrays()
+    if by_place:  # the highest cells are then others than those of the largest distances
+        rng = np.random.default_rng(9)
+        arrays |= {name: rng.uniform(1, 9, (10, 10)).astype(np.float32) for name in ("centre", "spread")}
+    exact = MemoryBank.from_arrays(arrays, fitted.params())
     found = memory_bank.Index(search, exact.bank_, 3, 1)
-    loaded = MemoryBank.from_arrays(exact.to_arrays() | found.to_arrays(), exact.params())
+    loaded = MemoryBank.from_arrays(arrays | found.to_arrays(), exact.params())
     scores, right = loaded.score(queries), exact.score(queries)
-    wrong = scores.map > right.map * 1.001
-    assert wrong.any() and (scores.map >= right.map * 0.999).all()
+    wrong = scores.map > right.map + 1e-3 * np.abs(right.map)
+    assert wrong.any() and (scores.map >= right.map - 1e-3 * np.abs(right.map)).all()
     np.testing.assert_allclose(scores.image, right.image, rtol=1e-5)
     top = np.argsort(-scores.map.reshape(6, -1), axis=1)[:, :1]  # 1 % of 100 cells is one
     assert not np.take_along_axis(wrong.reshape(6, -1), top, axis=1).any()
@@ -285,7 +293,7 @@ def test_auto_takes_an_index_for_a_large_bank_where_it_is_less_work(
     assert detector.info()["search"] == kind and detector.info()["index_recall"]["ivf"] >= 0.99
     small = MemoryBank(size=900)
     small.fit_held_out(spread(30, 5), np.arange(30) % 5)
-    assert small.info() == {"entries": 900, "search": "exact"}
+    assert small.info()["search"] == "exact" and "index_recall" not in small.info()
 
 
 def test_a_damaged_index_is_refused() -> None:
