@@ -6,11 +6,14 @@ from typing import Any
 
 import bentoml
 
+from ood_runners.batches import largest_batch
 from ood_runners.engines import detector_engine
 from ood_runners.settings import MARGIN_S, batching, runner_config, settings
 from ood_runners.shutdown import end_after_gateway
 from ood_runners.telemetry import setup
 from ood_runners.wire.transport import framed, warn_if_open_alone
+
+BATCH = largest_batch(settings)
 
 
 @framed
@@ -22,9 +25,9 @@ class NearestNeighbourRunner:
         setup.start()
         warn_if_open_alone()
         end_after_gateway(settings.deadline_s + MARGIN_S)
-        self._engine = detector_engine("memory_bank", settings.device, settings.memory_bytes, settings.max_batch)
+        self._engine = detector_engine("memory_bank", settings.device, settings.memory_bytes, BATCH)
 
-    @bentoml.api(**batching())
+    @bentoml.api(**batching(BATCH))
     def infer(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One answer an item, in order; see ood_runners/engines.py."""
         return self._engine.infer(items)

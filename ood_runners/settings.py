@@ -41,7 +41,9 @@ class Settings(BaseModel):
     upload_s: float = Field(30.0, gt=0, le=600, description="a body must have arrived within this time")
     max_pending: int = Field(256, ge=1, description="pictures on their way at once; more are answered 503")
     max_pictures: int = Field(64, ge=1, le=1024, description="pictures in one batch request")
-    max_batch: int = Field(16, ge=1, le=256, description="pictures a runner computes at once")
+    max_batch: int | None = Field(
+        None, ge=1, le=256, description="pictures a runner computes at once; by default as many as versions gain from"
+    )
     memory_mb: int = Field(2048, ge=64, description="what each runner may hold in loaded versions")
     runner_urls: str = Field("", description="name=url,… of runners that are served alone; the others start beside")
     log_format: Literal["text", "json"] = Field("text", description="json writes one object a line")
@@ -152,15 +154,15 @@ def gateway_config() -> dict[str, Any]:
     }
 
 
-def batching() -> dict[str, Any]:
-    """The settings of a batchable runner method.
+def batching(pictures: int) -> dict[str, Any]:
+    """The settings of a batchable runner method that computes `pictures` at once.
 
     BentoML drops a call that would wait longer than `max_latency_ms`; what is worth waiting for is decided by
     the gateway's deadline, so the two agree.
     """
     return {
         "batchable": True,
-        "max_batch_size": settings.max_batch,
+        "max_batch_size": pictures,
         "max_latency_ms": int(settings.deadline_s * 1000),
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ood_runners.batches import largest_batch
 from ood_runners.engines import AnyEngine, detector_engine, feature_engine
 from ood_runners.gateway.calls import Item, Runner
 from ood_runners.gateway.graph import Graph
@@ -91,14 +92,15 @@ class LocalRunner(Runner):
 
 def fused_graph(settings: Settings) -> Graph:
     """The graph in one process."""
+    most = largest_batch(settings)
 
     def detector(name: str, label: str) -> LocalRunner:
-        engine = detector_engine(name, settings.device, settings.memory_bytes, settings.max_batch)
-        return LocalRunner(label, engine, settings.max_batch)
+        engine = detector_engine(name, settings.device, settings.memory_bytes, most)
+        return LocalRunner(label, engine, most)
 
-    features = feature_engine(settings.device, settings.memory_bytes, settings.max_batch)
+    features = feature_engine(settings.device, settings.memory_bytes, most)
     return Graph(
-        features=LocalRunner("ResNet50Runner", features, settings.max_batch),
+        features=LocalRunner("ResNet50Runner", features, most),
         vae=detector("vae", "VAERunner"),
         memory_bank=detector("memory_bank", "NearestNeighbourRunner"),
         mahalanobis=detector("mahalanobis", "MahalanobisRunner"),

@@ -42,6 +42,8 @@ STEP = 0.8  # from one size that is tried to the next
 KEPT = 0.95  # of a budget: what is measured later may differ a little
 TRIED_PATCHES = 2  # as many as entries, when a size is tried
 REPEATS = 5
+LARGEST_BATCH = 64
+WORTH = 0.95  # a batch twice as large is to take at most this share of the time a picture
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,23 @@ def milliseconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
         work()
         taken.append(time.perf_counter() - start)
     return 1000 * float(np.median(taken))
+
+
+def milliseconds_by_batch(work: Callable[[int], object]) -> dict[int, float]:
+    """Batch size to milliseconds a picture of ``work(size)``, for sizes 1, 2, 4, … as long as they gain something."""
+    taken = {1: milliseconds(lambda: work(1))}
+    size = 2
+    while size <= LARGEST_BATCH:
+        taken[size] = milliseconds(lambda size=size: work(size)) / size  # type: ignore[misc]
+        if taken[size] > WORTH * taken[size // 2]:
+            break
+        size *= 2
+    return taken
+
+
+def best_batch(taken: Mapping[int, float]) -> int:
+    """The smallest of the batch sizes that is as good as the best, or nearly so."""
+    return min(size for size, ms in taken.items() if WORTH * ms <= min(taken.values()))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ood_runners import images
 from ood_runners.artifacts import Manifest, Stored, save_arrays
 from ood_runners.artifacts.manifest import LeftOutFile
 from ood_runners.artifacts.store import VersionWriter
+from ood_runners.backbones.runtime import choose_device
 from ood_runners.calibration import Calibration, certificate
 from ood_runners.detectors import Detector
 from ood_runners.features import Scores
@@ -26,7 +27,7 @@ from ood_runners.training.datasets import Dataset
 from ood_runners.training.extract import StoredBackbone
 from ood_runners.training.pictures import TrainingPictures
 from ood_runners.training.prepare import Prepared
-from ood_runners.training.profiles import MB, Budget, Profile, milliseconds
+from ood_runners.training.profiles import MB, Budget, Profile, best_batch, milliseconds_by_batch
 from ood_runners.training.progress import Progress
 
 FOLDS = 10
@@ -147,9 +148,13 @@ def write(
     judged = opened.judge(golden[np.newaxis])[0]
     raw = {name: one.score for name, one in judged.detectors.items()}
     seconds = {stage: round(value, 2) for stage, value in fitted.seconds.items()}
+    taken = milliseconds_by_batch(lambda size: opened.judge(np.repeat(golden[np.newaxis], size, axis=0)))
     cost = {
         "seconds": seconds | {"all": round(time.monotonic() - started, 2)},
-        "ms": round(milliseconds(lambda: opened.judge(golden[np.newaxis])), 2),
+        "ms": round(taken[1], 2),
+        "ms_by_batch": {str(size): round(ms, 2) for size, ms in taken.items()},
+        "batch": best_batch(taken),
+        "device": choose_device(task.device),
         "mb": round(sum(file.stat().st_size for file in writer.path.iterdir()) / MB, 2),
     }
     if task.budget:

@@ -244,6 +244,7 @@ def test_a_budget_makes_the_bank_smaller_and_the_costs_are_recorded(bento_home, 
     cost = plain.manifest.cost
     assert plain.manifest.detectors["memory_bank"].params["size"] == 1_500
     assert cost["ms"] > 0 and "budget" not in cost
+    assert cost["device"] == "cpu" and cost["ms_by_batch"][str(cost["batch"])] <= cost["ms"] == cost["ms_by_batch"]["1"]
     stored = read_version(plain.tag)
     held = sum(file.stat().st_size for file in stored.path.iterdir()) / 1e6
     assert cost["mb"] == pytest.approx(held, abs=0.05)  # the manifest itself is not counted

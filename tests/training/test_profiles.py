@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from ood_runners.detectors import DETECTORS, MemoryBank
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features
+from ood_runners.training import profiles
 from ood_runners.training.profiles import (
     DEFAULT,
     KEPT,
@@ -15,7 +18,9 @@ from ood_runners.training.profiles import (
     SMALLEST,
     Budget,
     Cost,
+    best_batch,
     largest_bank,
+    milliseconds_by_batch,
     nbytes,
     resolve,
     trial,
@@ -90,3 +95,25 @@ def test_a_trial_is_a_bank_of_that_size() -> None:
     few = MemoryBank(size=50_000)  # more than there are
     trial(features, few)
     assert len(few.bank_) <= 4_000
+
+
+@pytest.mark.parametrize(
+    ("a_call", "a_picture", "best"),
+    [(0, 5, 1), (6, 5, 16), (0.2, 5, 1)],  # milliseconds: what does not gain, what does, what hardly does
+)
+def test_the_smallest_batch_that_is_as_good_as_the_best(
+    a_call: float, a_picture: float, best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def took(work: Callable[[], float]) -> float:
+        return work()
+
+    monkeypatch.setattr(profiles, "milliseconds", took)
+    taken = milliseconds_by_batch(lambda size: a_call + a_picture * size)
+    assert best_batch(taken) == best
+    assert list(taken) == [2**i for i in range(len(taken))] and max(taken) <= 2 * best
+
+
+def test_larger_batches_are_tried_while_they_gain() -> None:
+    sizes: list[int] = []
+    taken = milliseconds_by_batch(sizes.append)
+    assert sizes[0] == 1 and set(sizes) == set(taken)
