@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import bentoml
 
-from ood_runners.api.app import create_app
 from ood_runners.api.keys import KeyGuard, Keys, warn_if_open
+from ood_runners.api.later import Later
 from ood_runners.api.plain import PlainErrors
-from ood_runners.gateway.calls import Runner
-from ood_runners.gateway.gateway import Gateway
-from ood_runners.gateway.graph import Graph
-from ood_runners.gateway.local import fused_graph
 from ood_runners.mahalanobis_runner import MahalanobisRunner
 from ood_runners.nearest_neighbour_runner import NearestNeighbourRunner
 from ood_runners.pins import pinned_models
@@ -26,8 +22,11 @@ from ood_runners.vae_runner import VAERunner
 from ood_runners.wire.guard import NoPickle
 from ood_runners.wire.transport import depends
 
+if TYPE_CHECKING:
+    from ood_runners.gateway.graph import Graph
+
 keys = Keys.from_environment()
-app = create_app(upload_s=settings.upload_s, guarded=keys is not None)
+app = Later()
 
 
 @bentoml.service(name=GATEWAY, **gateway_config())
@@ -42,14 +41,23 @@ class OODService:
         mahalanobis = depends(MahalanobisRunner, settings.urls.get("mahalanobis"))
 
     def __init__(self) -> None:
+        # Here, since every runner's process imports this module and does without.
+        from ood_runners.api.app import create_app
+        from ood_runners.gateway.gateway import Gateway
+        from ood_runners.gateway.local import fused_graph
+
         setup.start()
         warn_if_open(keys)
         self.sockets = keep_sockets()
         graph = fused_graph(settings) if settings.profile == "fused" else self.graph()
-        self.gateway = app.state.gateway = Gateway(graph, settings)
+        http = app.app = create_app(upload_s=settings.upload_s, guarded=keys is not None)
+        self.gateway = http.state.gateway = Gateway(graph, settings)
 
     def graph(self) -> Graph:
         """The runners, each in a process of its own."""
+        from ood_runners.gateway.calls import Runner
+        from ood_runners.gateway.graph import Graph
+
         return Graph(
             features=Runner("ResNet50Runner", self.resnet50, "resnet50" in settings.urls),
             vae=Runner("VAERunner", self.vae, "vae" in settings.urls),

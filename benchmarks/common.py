@@ -237,7 +237,7 @@ def serving(
         while not is_ready(url):
             if server.poll() is not None or time.monotonic() > end:
                 raise SystemExit(f"The server did not become ready; the end of its log:\n{log.read_text()[-3000:]}")
-            time.sleep(0.5)
+            time.sleep(0.1)
         yield url, psutil.Process(server.pid)
     finally:
         for how in (signal.SIGTERM, signal.SIGKILL):

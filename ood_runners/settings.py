@@ -42,7 +42,7 @@ class Settings(BaseModel):
     max_pending: int = Field(256, ge=1, description="pictures on their way at once; more are answered 503")
     max_pictures: int = Field(64, ge=1, le=1024, description="pictures in one batch request")
     max_batch: int | None = Field(
-        None, ge=1, le=256, description="pictures a runner computes at once; by default as many as versions gain from"
+        None, ge=2, le=256, description="pictures a runner computes at once; by default as many as versions gain from"
     )
     memory_mb: int = Field(2048, ge=64, description="what each runner may hold in loaded versions")
     runner_urls: str = Field("", description="name=url,… of runners that are served alone; the others start beside")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from ood_runners.errors import BadParameter, DeadlineExceeded, MalformedRequest, OODError
 from ood_runners.telemetry import metrics
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="ood-runners"'}}
@@ -33,6 +35,8 @@ def answer(error: OODError) -> JSONResponse:
 
 def install(app: FastAPI) -> None:
     """Give `app` the handlers."""
+    from fastapi.exceptions import RequestValidationError  # a runner, whose guards answer errors too, has no use for it
+
     app.add_exception_handler(OODError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_runners.batches import CALL
 from ood_runners.errors import OODError
 from ood_runners.features import POOLED_PREFIX, Features, Scores
 from ood_runners.gateway.calls import Item, Runner
@@ -22,7 +23,6 @@ from ood_runners.gateway.served import Served
 from ood_runners.gateway.timing import Timing
 from ood_runners.telemetry import metrics, tracing
 
-CHUNK = 8  # pictures in one call: 1.2 MB of pixels at 224 px, 1.6 MB of patches
 Outcome = dict[str, Scores] | OODError
 
 
@@ -58,8 +58,8 @@ class Graph:
         deadline : a time of ``time.monotonic()``
         """
         chunks = [
-            _Chunk(self, served, pictures[start : start + CHUNK], deadline, timing)
-            for start in range(0, len(pictures), CHUNK)
+            _Chunk(self, served, pictures[start : start + CALL], deadline, timing)
+            for start in range(0, len(pictures), CALL)
         ]
         parts = await asyncio.gather(*(chunk.score() for chunk in chunks))
         return [outcome for part in parts for outcome in part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +14,16 @@ from bentoml import Tag
 from numpy.typing import NDArray
 
 from ood_runners.artifacts import exporting, find_backbone, write_backbone
+from ood_runners.artifacts.files import sha256 as sha256_of
 from ood_runners.artifacts.manifest import FeaturesEntry
+from ood_runners.artifacts.names import home
 from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection, ProjectionFitter
 from ood_runners.features import Features
 from ood_runners.training.progress import Progress
 
+CACHE = "ood-cache"  # beside the models in BENTOML_HOME: what may be lost and is made again
 BATCH = 8
-PROJECTION_PICTURES = 300  # enough patches for a 1,536 x 1,536 covariance, however many pictures there are
+PROJECTION_PICTURES = 128  # 100,000 patches of 224 px, enough for a 1,536 x 1,536 covariance
 PROJECTION_DIM = 128
 NEIGHBOURHOOD = 3
 
@@ -37,8 +41,15 @@ def store_backbone(name: str, weights: Path | None, scratch: Path) -> StoredBack
     """Put the backbone into the store, unless the same weights are there already.
 
     Two exports of the same weights differ in their bytes, so of several first fits at once one exports and the others
-    find what it wrote.
+    find what it wrote. Which weights a file holds is remembered by the file's hash, which takes a moment, where torch
+    takes seconds to be there and to read it.
     """
+    memo: Path | None = None
+    with suppress(OSError):  # unreadable, which is said below, or not met before
+        if weights is not None:
+            memo = home() / CACHE / "weights" / f"{name}-{sha256_of(weights)}"
+            if found := find_backbone(name, memo.read_text(encoding="ascii")):
+                return StoredBackbone(BackboneInfo.load(found[1]), *found)
     from ood_runners.backbones import export_backbone
     from ood_runners.backbones.weights import hash_state, load_weights
 
@@ -52,6 +63,10 @@ def store_backbone(name: str, weights: Path | None, scratch: Path) -> StoredBack
             found = find_backbone(name, sha256)
     if found is None:
         raise RuntimeError(f"{tag} was written and is not found")
+    if memo is not None:
+        with suppress(OSError):
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            memo.write_text(sha256, encoding="ascii")
     return StoredBackbone(BackboneInfo.load(found[1]), *found)
 
 
@@ -82,7 +97,7 @@ def fit_projection(
     progress: Progress,
     graph: Path | None = None,
 ) -> Projection:
-    """PCA of the joined patch features of at most 300 of the pictures."""
+    """PCA of the joined patch features of at most 128 of the pictures."""
     height, width = pictures.shape[1:3]
     network = FeatureNetwork.load(
         backbone.path,

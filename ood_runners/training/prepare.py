@@ -30,12 +30,12 @@ from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.errors import OODError
 from ood_runners.features import Features
 from ood_runners.pipeline import INT8, PIXEL_DETECTORS
-from ood_runners.training.extract import StoredBackbone, extract, fit_projection, wanted_features
+from ood_runners.training.extract import CACHE, StoredBackbone, extract, fit_projection, wanted_features
 from ood_runners.training.pictures import TrainingPictures
 from ood_runners.training.progress import Progress
 from ood_runners.training.quantise import choose_graph
 
-FOLDER = "ood-cache"  # beside the models in BENTOML_HOME
+FOLDER = f"{CACHE}/features"
 ENTRY_BYTES, ALL_BYTES = 2 * 2**30, 4 * 2**30  # what is larger is not kept; what was used longest ago goes first
 _RECORD = "prepared.json"
 
@@ -173,7 +173,7 @@ def _keep(prepared: Prepared, scratch: Path, entry: Path) -> None:
                 np.save(kept / f"projection.{name}.npy", array, allow_pickle=False)
         (kept / _RECORD).write_text(json.dumps(record), encoding="utf-8")
         flush_tree(kept)
-        entry.parent.mkdir(exist_ok=True)
+        entry.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(entry, ignore_errors=True)  # one that could not be read
         os.rename(kept, entry)
         _make_room(entry.parent)

