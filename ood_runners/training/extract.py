@@ -19,9 +19,9 @@ from ood_runners.artifacts.manifest import FeaturesEntry
 from ood_runners.artifacts.names import home
 from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection, ProjectionFitter
 from ood_runners.features import Features
+from ood_runners.training.keeping import CACHE
 from ood_runners.training.progress import Progress
 
-CACHE = "ood-cache"  # beside the models in BENTOML_HOME: what may be lost and is made again
 BATCH = 8
 PROJECTION_PICTURES = 128  # 100,000 patches of 224 px, enough for a 1,536 x 1,536 covariance
 PROJECTION_DIM = 128

@@ -34,7 +34,7 @@ from ood_runners.training.datasets import Dataset, discover
 from ood_runners.training.extract import StoredBackbone, store_backbone
 from ood_runners.training.pictures import read_training
 from ood_runners.training.prepare import Prepared, prepare
-from ood_runners.training.probes import make_probes
+from ood_runners.training.probes import probes_of
 from ood_runners.training.profiles import DEFAULT, Budget, Cost, largest_bank, milliseconds, nbytes, trial
 from ood_runners.training.profiles import resolve as resolve_profile
 from ood_runners.training.progress import Progress, SilentProgress, Stage
@@ -185,7 +185,7 @@ def _run(task: Task, scratch: Path) -> Fitted:
     labels = training.labels(task.dataset.classes)
     probes = None
     if len(task.names) > 1 and not (folders or categories):  # a scratch does not make it another category
-        probes = make_probes(training.pictures, prepared.network, rng, task.progress)
+        probes = probes_of(training.pictures, np.flatnonzero(screened.fitted), prepared, task.seed, task.progress)
         clock("synthetic")
     detectors: dict[str, Detector] = {}
     held_out: dict[str, Scores] = {}

@@ -6,10 +6,6 @@ so that a fit of the same folder with another bank, head or alpha begins where t
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,26 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from ood_runners import __version__
-from ood_runners.artifacts.files import flush_tree
 from ood_runners.artifacts.manifest import FeaturesEntry
-from ood_runners.artifacts.names import home
-from ood_runners.artifacts.staging import staging_folder
-from ood_runners.artifacts.store import installed_packages
 from ood_runners.backbones import FeatureNetwork, Projection
 from ood_runners.backbones.runtime import choose_device
 from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.errors import OODError
 from ood_runners.features import Features
 from ood_runners.pipeline import INT8, PIXEL_DETECTORS
-from ood_runners.training.extract import CACHE, StoredBackbone, extract, fit_projection, wanted_features
+from ood_runners.training.extract import StoredBackbone, extract, fit_projection, wanted_features
+from ood_runners.training.keeping import Kept, entry_of, find, keep
 from ood_runners.training.pictures import TrainingPictures
 from ood_runners.training.progress import Progress
 from ood_runners.training.quantise import choose_graph
 
-FOLDER = f"{CACHE}/features"
-ENTRY_BYTES, ALL_BYTES = 2 * 2**30, 4 * 2**30  # what is larger is not kept; what was used longest ago goes first
-_RECORD = "prepared.json"
+PROJECTED = "projection."  # in the names of its arrays
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,7 @@ class Prepared:
     projection : of the patches
     network : None where no detector looks at features
     features : of all pictures, memory-mapped
+    entry : where this is kept, which stands for all that it depends on
     """
 
     wanted: FeaturesEntry
@@ -60,6 +51,7 @@ class Prepared:
     projection: Projection | None
     network: FeatureNetwork | None
     features: Features
+    entry: Path | None = None
 
 
 def prepare(
@@ -78,16 +70,16 @@ def prepare(
     if not set(detectors) - PIXEL_DETECTORS:
         return Prepared(wanted, None, {}, None, None, Features(pictures=training.pictures))
     parameters = (training.fingerprint, training.pictures.shape, backbone.info.sha256, wanted.model_dump_json(), seed)
-    packages = {name: installed_packages().get(name) for name in ("numpy", "openvino", "torch")}
-    key = json.dumps([__version__, *parameters, precision, choose_device(device), packages])
-    entry = home() / FOLDER / hashlib.sha256(key.encode()).hexdigest()[:32]
-    with suppress(OSError, ValueError, KeyError, OODError):  # absent, or cut short
-        found = _read(entry, training, backbone, device)
-        with progress.stage("features", total=1) as stage:
-            stage.advance(note="as in an earlier fit")
-        return found
+    entry = entry_of(*parameters, precision, choose_device(device))
+    with suppress(OSError, ValueError, KeyError, OODError):  # other than it was written
+        if (kept := find(entry)) is not None:
+            found = replace(_opened(kept, training, backbone, device), entry=entry)
+            with progress.stage("features", total=1) as stage:
+                stage.advance(note="as in an earlier fit")
+            return found
     prepared = _compute(training, backbone, wanted, device, precision, seed, scratch, progress)
-    _keep(prepared, scratch, entry)
+    prepared = replace(prepared, entry=entry)
+    _keep(prepared, entry)
     return prepared
 
 
@@ -134,55 +126,23 @@ def _network(
     )
 
 
-def _read(entry: Path, training: TrainingPictures, backbone: StoredBackbone, device: str) -> Prepared:
-    record = json.loads((entry / _RECORD).read_text(encoding="utf-8"))
-    arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in record["arrays"]}
+def _opened(kept: Kept, training: TrainingPictures, backbone: StoredBackbone, device: str) -> Prepared:
+    record, arrays = kept.record, dict(kept.arrays)
     wanted = FeaturesEntry.model_validate(record["wanted"])
-    graph = entry / GRAPH_FILE if record["graph"] else None
+    graph = kept.folder / GRAPH_FILE if record["graph"] else None
     projection = None
     if wanted.projection_dim is not None:
-        parts = {name: np.load(entry / f"projection.{name}.npy", allow_pickle=False) for name in ("mean", "matrix")}
+        parts = {name: np.array(arrays.pop(PROJECTED + name)) for name in ("mean", "matrix")}
         projection = Projection.from_arrays(parts)
     network = _network(training, backbone, wanted, projection, graph, device)
-    os.utime(entry)
     features = replace(Features.from_arrays(arrays), pictures=training.pictures)
     return Prepared(wanted, graph, record["int8"], projection, network, features)
 
 
-def _keep(prepared: Prepared, scratch: Path, entry: Path) -> None:
-    """Copy what was computed to `entry`; a disk that has no room for it is no failure of the fit."""
-    names = [name for name in prepared.features.to_arrays() if name != "pictures"]
-    if sum((scratch / f"{name}.npy").stat().st_size for name in names) > ENTRY_BYTES:
-        return
-    record = {
-        "arrays": names,
-        "wanted": prepared.wanted.model_dump(),
-        "graph": prepared.graph is not None,
-        "int8": prepared.int8,
-    }
-    with suppress(OSError, OODError), staging_folder("features") as folder:
-        kept = folder / "entry"
-        kept.mkdir()
-        for name in names:
-            shutil.copyfile(scratch / f"{name}.npy", kept / f"{name}.npy")
-        if prepared.graph is not None:
-            for file in prepared.graph.parent.iterdir():
-                shutil.copyfile(file, kept / file.name)
-        if prepared.projection is not None:
-            for name, array in prepared.projection.to_arrays().items():
-                np.save(kept / f"projection.{name}.npy", array, allow_pickle=False)
-        (kept / _RECORD).write_text(json.dumps(record), encoding="utf-8")
-        flush_tree(kept)
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(entry, ignore_errors=True)  # one that could not be read
-        os.rename(kept, entry)
-        _make_room(entry.parent)
-
-
-def _make_room(folder: Path) -> None:
-    entries = sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime, reverse=True)
-    total = 0
-    for entry in entries:
-        total += sum(file.stat().st_size for file in entry.iterdir())
-        if total > ALL_BYTES:
-            shutil.rmtree(entry, ignore_errors=True)
+def _keep(prepared: Prepared, entry: Path) -> None:
+    arrays = {name: array for name, array in prepared.features.to_arrays().items() if name != "pictures"}
+    if prepared.projection is not None:
+        arrays |= {PROJECTED + name: array for name, array in prepared.projection.to_arrays().items()}
+    graph = prepared.graph
+    record = {"wanted": prepared.wanted.model_dump(), "graph": graph is not None, "int8": prepared.int8}
+    keep(entry, arrays, record, () if graph is None else sorted(graph.parent.iterdir()))

@@ -10,12 +10,32 @@ from numpy.typing import NDArray
 from ood_runners.backbones import FeatureNetwork
 from ood_runners.detectors.base import Probes
 from ood_runners.features import Features
+from ood_runners.training.keeping import entry_of, find, keep
+from ood_runners.training.prepare import Prepared
 from ood_runners.training.progress import Progress
 from ood_runners.training.synthetic import synthetic_defects
 
 MOST = 200  # each passes through every detector; more would not change the weights
 A_PICTURE = 4
 BATCH = 8
+
+
+def probes_of(
+    pictures: NDArray[np.uint8], rows: NDArray[np.int64], prepared: Prepared, seed: int, progress: Progress
+) -> Probes:
+    """The probes of the pictures that are fitted on, whose places among the training pictures are `rows`.
+
+    They are taken from an earlier fit where there was one.
+    """
+    entry = None if prepared.entry is None else entry_of("probes", prepared.entry.name, rows.tolist(), seed)
+    if entry is not None and (kept := find(entry)) is not None and "origin" in kept.arrays:
+        with progress.stage("synthetic", total=1) as stage:
+            stage.advance(note="as in an earlier fit")
+        return Probes(Features.from_arrays(kept.arrays), np.array(kept.arrays["origin"]))
+    probes = make_probes(pictures, prepared.network, np.random.default_rng(seed), progress)
+    if entry is not None:
+        keep(entry, probes.features.to_arrays() | {"origin": probes.origin})
+    return probes
 
 
 def make_probes(

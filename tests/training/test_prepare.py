@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,11 +12,13 @@ from ood_runners import images
 from ood_runners.artifacts import write_backbone
 from ood_runners.artifacts.names import home
 from ood_runners.backbones import BackboneInfo, export_backbone
+from ood_runners.training import keeping
 from ood_runners.training import prepare as preparing
 from ood_runners.training.datasets import discover
 from ood_runners.training.extract import StoredBackbone, store_backbone
 from ood_runners.training.pictures import read_training
 from ood_runners.training.prepare import Prepared, prepare
+from ood_runners.training.probes import probes_of
 from ood_runners.training.progress import SilentProgress
 
 QUIET = SilentProgress()
@@ -93,7 +95,7 @@ def test_an_entry_cut_short_is_computed_anew(
     folder: Path, backbone: StoredBackbone, tmp_path: Path, computed: list[int]
 ) -> None:
     run(folder, backbone, tmp_path / "a")
-    [entry] = (home() / preparing.FOLDER).iterdir()
+    [entry] = (home() / keeping.FOLDER).iterdir()
     patches = entry / "patches.npy"
     patches.write_bytes(patches.read_bytes()[:1000])
     run(folder, backbone, tmp_path / "b")
@@ -105,17 +107,17 @@ def test_what_was_used_longest_ago_makes_room(
     folder: Path, backbone: StoredBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(folder, backbone, tmp_path / "a")
-    [entry] = (home() / preparing.FOLDER).iterdir()
+    [entry] = (home() / keeping.FOLDER).iterdir()
     size = sum(file.stat().st_size for file in entry.iterdir())
-    monkeypatch.setattr(preparing, "ALL_BYTES", int(2.5 * size))
+    monkeypatch.setattr(keeping, "ALL_BYTES", int(2.5 * size))
     run(folder, backbone, tmp_path / "b", seed=1)
     run(folder, backbone, tmp_path / "c")  # uses the first again
     run(folder, backbone, tmp_path / "d", seed=2)
-    left = list((home() / preparing.FOLDER).iterdir())
+    left = list((home() / keeping.FOLDER).iterdir())
     assert len(left) == 2 and entry in left
-    monkeypatch.setattr(preparing, "ENTRY_BYTES", 10)
+    monkeypatch.setattr(keeping, "ENTRY_BYTES", 10)
     run(folder, backbone, tmp_path / "e", seed=3)
-    assert len(list((home() / preparing.FOLDER).iterdir())) == 2
+    assert len(list((home() / keeping.FOLDER).iterdir())) == 2
 
 
 def test_a_file_of_weights_that_was_met_before_is_not_read_again(bento_home, tmp_path, monkeypatch):
@@ -131,3 +133,25 @@ def test_a_file_of_weights_that_was_met_before_is_not_read_again(bento_home, tmp
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(pytest.fail.Exception, match="was read"):
         store_backbone("efficientnet_lite0", file, tmp_path)
+
+
+def test_probes_are_painted_once_for_the_same_pictures(folder, backbone, tmp_path):
+    class Told(SilentProgress):
+        stages: ClassVar[list[tuple[str, int | None]]] = []
+
+        def stage(self, name, *, total=None):
+            self.stages.append((name, total))
+            return super().stage(name, total=total)
+
+    told, rows = Told(), np.arange(9)
+    for seed in (0, 0, 1):
+        prepared = run(folder, backbone, tmp_path / str(len(told.stages)))
+        found = probes_of(prepared.features.pictures, rows, prepared, seed, told)
+        assert len(found.features) == 36 and found.features.patches.shape[0] == len(found.origin) == 36
+        np.testing.assert_array_equal(np.bincount(found.origin), 4)
+    assert [total for _, total in told.stages] == [36, 1, 36]
+    again = probes_of(prepared.features.pictures, rows, prepared, 1, told)
+    np.testing.assert_array_equal(again.features.pictures, found.features.pictures)
+    np.testing.assert_array_equal(again.features.patches, found.features.patches)
+    fewer = probes_of(prepared.features.pictures[:8], rows[:8], prepared, 1, told)
+    assert len(fewer.features) == 32
