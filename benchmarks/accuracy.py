@@ -3,26 +3,25 @@
     python benchmarks/accuracy.py                        # all sets; minutes each on a quiet machine
     python benchmarks/accuracy.py --sets cookies --detectors memory_bank,mahalanobis --precision float32
     python benchmarks/accuracy.py --ablation --sets cookies,ball_screws
-    python benchmarks/accuracy.py --peer rows.json       # another tool's rows beside ours
+    python benchmarks/accuracy.py --anomalib-python VENV/bin/python         # its PatchCore and PaDiM beside ours
 
 A set is fitted as `fit` does, with a fixed seed, and judged on its test folder. `--ablation` computes the features of
-a set once, in float32, and compares choices behind them on memory bank and Mahalanobis. FILE of `--peer` holds a list
-of objects with `set`, `method` and any of the table's other columns.
+a set once, in float32, and compares choices behind them on memory bank and Mahalanobis. anomalib's methods get the
+same pictures, 224 pixels and ResNet50; their raw scores and maps are measured by the code that measures ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from common import SHARED, auroc, find_weights, heading, show
+from common import SHARED, Peer, auroc, find_weights, heading, show
 
 SETS = ("hazelnut_toy", "cookies", "ball_screws")
 GENERATED = {"generated": 0, "generated_7": 7}
@@ -61,6 +60,7 @@ def measure(folder: Path, name: str, weights: Any, arguments: argparse.Namespace
         alpha=ALPHA,
         detectors=names,
         precision=arguments.precision,
+        profile=arguments.profile,
         seed=arguments.seed,
     )
     product = Product.open(read_version(name.replace("_", "-")))
@@ -83,13 +83,31 @@ def measure(folder: Path, name: str, weights: Any, arguments: argparse.Namespace
     return rows
 
 
-def of_peer(file: Path, sets: Sequence[str]) -> list[list[object]]:
-    """A peer's rows for these sets; what it does not say is a dash."""
-    return [
-        [row["set"], row["method"], *(row.get(column, "-") for column in COLUMNS)]
-        for row in json.loads(file.read_text())
-        if row["set"] in sets
-    ]
+def of_peer(peer: Peer, folder: Path, name: str, weights: Any, coreset: float, scratch: Path) -> list[list[object]]:
+    """Rows of anomalib's methods; it has no false-alarm rate without anomalous pictures."""
+    from ood_runners import images
+    from ood_runners.training.datasets import discover
+    from ood_runners.training.metrics import PixelTally
+
+    test = discover(folder).test
+    strange, to = np.array([file.label != "good" for file in test]), str(scratch / "judged.npz")
+    rows: list[list[object]] = []
+    for kind, told in (("patchcore", f"PatchCore {coreset:.0%}"), ("padim", "PaDiM")):
+        fitted, _ = peer.run("fit", folder=str(folder), weights=str(weights.path), kind=kind, coreset=coreset)
+        judged, _ = peer.run("judge", files=[str(file.path) for file in test], to=to)
+        tally = PixelTally()
+        with np.load(to, allow_pickle=False) as found:
+            scores, maps = found["scores"], found["maps"]
+        for file, one in zip(test, maps, strict=True):
+            if file.label == "good" or file.mask is not None:
+                mask = None if file.mask is None else images.read(file.mask).max(axis=2) > 0
+                tally.add(one[None], [mask])
+        figures = [auroc(scores[~strange], scores[strange]), tally.auroc().value, tally.aupro().value]
+        cells = ["-" if one is None else f"{one:.3f}" for one in figures]
+        rows.append(
+            [name, f"anomalib {told}", *cells, "-", fitted["entries"] or "-", f"{1000 * judged['seconds']:.0f}"]
+        )
+    return rows
 
 
 # ---------------------------------------------------------------- choices, compared on the same features
@@ -170,9 +188,12 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join((*SETS, *GENERATED)), help="names with commas between")
     parser.add_argument("--detectors", help="names with commas between; all that the weights allow otherwise")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "int8"))
+    parser.add_argument("--profile", default="balanced", choices=("fast", "balanced", "accurate"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ablation", action="store_true")
-    parser.add_argument("--peer", type=Path, metavar="FILE", help="rows of another tool, as JSON")
+    parser.add_argument("--anomalib-python", metavar="FILE", help="an interpreter that has anomalib")
+    parser.add_argument("--coreset", type=float, default=0.1, help="of anomalib's PatchCore (default: %(default)s)")
+    parser.add_argument("--only-peer", action="store_true", help="do without our own rows")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="ood-accuracy-") as name:
         scratch = Path(name)
@@ -190,8 +211,11 @@ def main() -> None:
                 rows = [[choice, f"{a:.4f}", f"{p:.3f}"] for choice, (a, p) in tables[one].items()]
                 show(one, ("choice", "image AUROC", "AUPRO"), rows)
             return
-        rows = [row for one, folder in folders.items() for row in measure(folder, one, weights, arguments)]
-        rows += of_peer(arguments.peer, list(folders)) if arguments.peer else []
+        peer = Peer.find(arguments.anomalib_python, scratch / "anomalib") if arguments.anomalib_python else None
+        rows = []
+        for one, folder in folders.items():
+            rows += [] if arguments.only_peer else measure(folder, one, weights, arguments)
+            rows += of_peer(peer, folder, one, weights, arguments.coreset, scratch) if peer else []
         rows.sort(key=lambda row: list(folders).index(str(row[0])))
         show(f"alpha {ALPHA:g}, seed {arguments.seed}", ("set", "method", *COLUMNS), rows)
 

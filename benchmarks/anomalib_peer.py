@@ -1,7 +1,8 @@
-"""anomalib's PatchCore on the same pictures, run by an interpreter that has anomalib.
+"""anomalib's PatchCore, or its PaDiM, on the same pictures, run by an interpreter that has anomalib.
 
     python benchmarks/anomalib_peer.py fit '{"folder": "DATA", "weights": "FILE", "out": "FOLDER"}'
     python benchmarks/anomalib_peer.py rate '{"pictures": "JPEGS", "out": "FOLDER", "seconds": 10}'
+    python benchmarks/anomalib_peer.py judge '{"files": ["FILE"], "out": "FOLDER", "to": "FILE.npz"}'
     python benchmarks/anomalib_peer.py rank '{"normal": ["FILE"], "strange": ["FILE"], "out": "FOLDER"}'
 
 It imports nothing of this project, whose libraries may be others. The network is timm's ResNet50 with the file's
@@ -26,25 +27,30 @@ os.environ["TRUST_REMOTE_CODE"] = "1"  # anomalib opens its own models only with
 SIZE = (224, 224)
 CORESET = 0.1
 NEIGHBOURS = 9  # anomalib's default
+PADIM_FEATURES = 100  # its default with a ResNet18; it has none for a ResNet50, where more take gigabytes
 
 
-def build(weights: Path) -> Any:
-    """Its PatchCore with a ResNet50 of these weights."""
-    from anomalib.models import Patchcore
+def build(weights: Path, kind: str = "patchcore", coreset: float = CORESET) -> Any:
+    """Its PatchCore or PaDiM with a ResNet50 of these weights."""
+    from anomalib.models import Padim, Patchcore
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    model = Patchcore(
+    method = Padim if kind == "padim" else Patchcore
+    own: dict[str, Any] = {"layers": ["layer2", "layer3"], "coreset_sampling_ratio": coreset}
+    own |= {"num_neighbors": NEIGHBOURS}
+    if kind == "padim":
+        own = {"layers": ["layer1", "layer2", "layer3"], "n_features": PADIM_FEATURES}
+    model = method(
         backbone="resnet50",
-        layers=("layer2", "layer3"),
         pre_trained=False,
-        coreset_sampling_ratio=CORESET,
-        num_neighbors=NEIGHBOURS,
-        pre_processor=Patchcore.configure_pre_processor(image_size=SIZE),
+        pre_processor=method.configure_pre_processor(image_size=SIZE),
         evaluator=False,
         visualizer=False,
+        **own,
     )
-    network = model.model.feature_extractor.feature_extractor
+    network = model.model.feature_extractor
+    network = getattr(network, "feature_extractor", network)
     with safe_open(weights, "pt") as file:
         told = file.metadata() or {}
     missing = network.load_state_dict(load_file(weights), strict=False)
@@ -54,16 +60,18 @@ def build(weights: Path) -> Any:
         for layer in ("layer2", "layer3"):
             block = getattr(network, layer)[0]
             block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
-    return model
+    return model.requires_grad_(False)  # or choosing the coreset keeps every step's distances, some 20 GB
 
 
-def fit(folder: str, weights: str, out: str, openvino: bool = False) -> dict[str, Any]:
+def fit(
+    folder: str, weights: str, out: str, openvino: bool = False, kind: str = "patchcore", coreset: float = CORESET
+) -> dict[str, Any]:
     """Fit on ``train/good`` with its engine and export for its inferencers."""
     from anomalib.data import Folder
     from anomalib.engine import Engine
 
     start = time.perf_counter()
-    model = build(Path(weights))
+    model = build(Path(weights), kind, coreset)
     data = Folder(
         name="peer",
         root=folder,
@@ -78,8 +86,9 @@ def fit(folder: str, weights: str, out: str, openvino: bool = False) -> dict[str
     engine = Engine(accelerator="cpu", devices=1, default_root_dir=out, **quiet)
     engine.fit(model=model, datamodule=data)
     fitted = time.perf_counter() - start
+    entries = len(model.model.memory_bank) if kind == "patchcore" else 0
     exported = model.eval().to_torch(out)
-    found = {"fit": fitted, "all": time.perf_counter() - start, "entries": len(model.model.memory_bank)}
+    found = {"fit": fitted, "all": time.perf_counter() - start, "entries": entries}
     if openvino:
         found["openvino"] = str(model.to_openvino(out, input_size=SIZE))
     return found | {"model": str(exported)}
@@ -145,6 +154,24 @@ def rate(pictures: str, out: str, seconds: float, openvino: bool = False, batch:
     return {"seconds": float(np.median(times)) / batch, "batches": len(times)}
 
 
+def judge(files: list[str], out: str, to: str) -> dict[str, Any]:
+    """Write raw scores float32 (n,) and maps float32 (n, 224, 224) of pictures into a file; seconds a picture."""
+    import numpy as np
+    import torch
+
+    module = inferencer(out).model
+    scores, maps, start = [], [], time.perf_counter()
+    for file in files:
+        pixels = as_tensor(read(Path(file).read_bytes()))[None]
+        with torch.inference_mode():
+            found = module.model(module.pre_processor(pixels))
+        scores.append(float(found.pred_score))
+        maps.append(found.anomaly_map.reshape(SIZE).numpy())
+    taken = time.perf_counter() - start
+    np.savez(to, scores=np.array(scores, np.float32), maps=np.stack(maps))
+    return {"seconds": taken / len(files)}
+
+
 def rank(normal: list[str], strange: list[str], out: str) -> dict[str, Any]:
     """Its raw scores of pictures in files."""
     import torch
@@ -160,5 +187,5 @@ def rank(normal: list[str], strange: list[str], out: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    commands = {"fit": fit, "rate": rate, "rank": rank}
+    commands = {"fit": fit, "rate": rate, "judge": judge, "rank": rank}
     print(json.dumps(commands[sys.argv[1]](**json.loads(sys.argv[2])) | {"peak": peak_memory()}))
