@@ -60,7 +60,7 @@ def build(weights: Path, kind: str = "patchcore", coreset: float = CORESET) -> A
         for layer in ("layer2", "layer3"):
             block = getattr(network, layer)[0]
             block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
-    return model.requires_grad_(False)  # or choosing the coreset keeps every step's distances, some 20 GB
+    return model
 
 
 def fit(

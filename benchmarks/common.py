@@ -259,6 +259,10 @@ def memory(server: psutil.Process) -> int:
     return sum(process.memory_info().rss for process in (server, *server.children(recursive=True)))
 
 
+# glibc before 2.38 does not use again what it gave in aligned pieces of 2 to 32 MB, one a step of choosing a coreset.
+ITS_OWN = {"PYTHONPATH": "", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+
+
 @dataclass(frozen=True)
 class Peer:
     """anomalib's PatchCore, in processes of an interpreter that has anomalib."""
@@ -280,4 +284,4 @@ class Peer:
         """One of `anomalib_peer.py`'s commands: its answer, with the bytes of its ``peak`` memory, and its seconds."""
         script = str(ROOT / "benchmarks" / "anomalib_peer.py")
         asked = json.dumps({"out": str(self.out), **options})
-        return run_timed([self.python, "-W", "ignore", script, command, asked], {"PYTHONPATH": ""}, quiet=True)
+        return run_timed([self.python, "-W", "ignore", script, command, asked], ITS_OWN, quiet=True)

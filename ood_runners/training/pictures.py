@@ -18,6 +18,7 @@ from ood_runners.training.datasets import Dataset, PictureFile
 from ood_runners.training.progress import Progress
 
 MIN_PICTURES = 8  # fewer leave nothing to calibrate on: the smallest false-alarm rate would be 1 in 9
+TOLD = 3  # skipped files that an error names
 
 _Loaded = tuple[str, NDArray[np.uint8] | OODError]
 
@@ -48,8 +49,8 @@ def read_training(dataset: Dataset, size: tuple[int, int], scratch: Path, progre
         Fewer than 8 pictures could be read.
     """
     files = dataset.train
-    if len(files) < MIN_PICTURES:
-        raise _too_few(len(files), len(files), dataset.root)
+    if not files:
+        raise _too_few(0, [], dataset.root)
     pictures = np.lib.format.open_memmap(
         scratch / "pictures.npy", mode="w+", dtype=np.uint8, shape=(len(files), *size, 3)
     )
@@ -75,7 +76,7 @@ def read_training(dataset: Dataset, size: tuple[int, int], scratch: Path, progre
                 kept.append(file)
             stage.advance()
     if len(kept) < MIN_PICTURES:
-        raise _too_few(len(kept), len(files), dataset.root)
+        raise _too_few(len(kept), skipped, dataset.root)
     return TrainingPictures(pictures[: len(kept)], kept, skipped, digest.hexdigest())
 
 
@@ -95,10 +96,12 @@ def _hash(path: Path) -> str:
         return f"unreadable: {error.strerror}"
 
 
-def _too_few(readable: int, found: int, root: Path) -> DataError:
+def _too_few(readable: int, skipped: Sequence[tuple[str, str]], root: Path) -> DataError:
     count = "one picture" if readable == 1 else f"{readable} pictures"
-    of = "" if readable == found else f" of {found}"
+    of = f" of {readable + len(skipped)}" if skipped else ""
+    said = [f"{name}: {reason.removesuffix('.')}" for name, reason in skipped[:TOLD]]
+    said += [f"and {len(skipped) - TOLD} more"] if len(skipped) > TOLD else []
     return DataError(
         f"Only {count}{of} in {root} can be fitted on; at least {MIN_PICTURES} normal pictures are needed, and "
-        "99 for a false-alarm rate of 1 %."
+        f"99 for a false-alarm rate of 1 %.{' Skipped: ' if said else ''}{'; '.join(said)}"
     )

@@ -179,6 +179,11 @@ def test_a_way_with_contamination_that_does_not_exist_is_refused_before_any_work
 def test_nothing_is_stored_for_data_that_cannot_be_fitted(bento_home, tmp_path):
     with pytest.raises(DataError, match=r"Only one picture .* at least 8"):
         fit(fill(tmp_path / "one", 1), product="stripes", backbone=BACKBONE)
+    texts = fill(tmp_path / "texts", 2)
+    for i in range(4):
+        (texts / f"text{i}.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"Only 2 pictures of 6 .* Skipped: text0\.png: This is not .*; and 1 more$"):
+        fit(texts, product="stripes", backbone=BACKBONE)
     with pytest.raises(BadParameter, match="no detector nonsense"):
         fit(fill(tmp_path / "some", 9), product="stripes", backbone=BACKBONE, detectors=["nonsense"])
     assert list_versions() == [] and production("stripes") is None
