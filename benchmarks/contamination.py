@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +26,7 @@ from ood_runners.calibration import Calibration
 from ood_runners.calibration.weights import INSPECTION
 from ood_runners.detectors import Detector, Mahalanobis, MemoryBank
 from ood_runners.features import Features, Scores
-from ood_runners.training.contamination import Screened, screen
+from ood_runners.training.contamination import Screened, score_held_back, screen
 from ood_runners.training.datasets import discover
 from ood_runners.training.inspection_set import generate
 from ood_runners.training.robustness import read_some
@@ -95,14 +95,16 @@ def network_of(backbone: str, folder: Path, train: NDArray[np.uint8]) -> Feature
 def judge(
     train: Features, screened: Screened, test: Features, defective: NDArray[np.bool_], alpha: float, size: int
 ) -> NDArray[np.float64]:
-    """AUROC of the fused score, false-alarm rate and share of the defects found, without what is left out."""
+    """AUROC of the fused score, false-alarm rate and share of the defects found, as screened."""
     kept = train[screened.fitted]
     folds = np.random.default_rng(0).permutation(np.arange(len(kept)) % 10)
     held_out: dict[str, Scores] = {}
     scores: dict[str, Scores] = {}
     detectors: list[Detector] = [MemoryBank(size=size), Mahalanobis()]
     for detector in detectors:
-        held_out[detector.name] = Scores(detector.fit_held_out(kept, folds).image[screened.calibrated])
+        fitted = detector.fit_held_out(kept, folds)[screened.calibrated]
+        unseen = score_held_back(detector, train, screened)
+        held_out[detector.name] = Scores(np.concatenate([one.image for one in (fitted, *unseen)]))
         scores[detector.name] = Scores(detector.score(test).image)
     calibration = Calibration.fit(held_out, {name: INSPECTION[name] for name in held_out}, SIZE, alpha)
     judged = calibration.judge(scores)
@@ -121,10 +123,9 @@ def main() -> None:
     parser.add_argument("--bank", type=int, default=2_000)
     parser.add_argument("--keep", type=Path, help="a folder for the features, so that another run takes less long")
     arguments = parser.parse_args()
-    print(
-        "| set | share | --contamination | AUROC | false alarms | found | dropped: bad, good | set aside: bad, good |"
-    )
-    print("| --- " * 8 + "|")
+    columns = "set | share | --contamination | AUROC | false alarms | found"
+    print(f"| {columns} | dropped: bad, good | set aside: bad, good | held back: bad, good |")
+    print("| --- " * 9 + "|")
     with TemporaryDirectory() as scratch:
         for folder in arguments.folders:
             pictures = features_of(folder, arguments.backbone, arguments.keep or Path(scratch))
@@ -133,17 +134,20 @@ def main() -> None:
                 counts: list[list[int]] = []
                 for seed in range(arguments.seeds if share else 1):
                     train, bad, test, defective = pictures.mixed(share, seed)
-                    assert train.patches is not None
-                    found, nothing = screen(train.patches), Screened.nothing(len(train))
-                    by_hand = Screened(nothing.strangeness, nothing.limit, bad, nothing.aside)
+                    found, nothing = screen(train), Screened.nothing(len(train))
+                    by_hand = replace(nothing, dropped=bad)
                     for name, one in zip(rows, (nothing, found, by_hand), strict=True):
                         rows[name].append(judge(train, one, test, defective, arguments.alpha, arguments.bank))
-                    left_out = (found.dropped & bad, found.dropped & ~bad, found.aside & bad, found.aside & ~bad)
-                    counts.append([int(one.sum()) for one in left_out] + [int(bad.sum())])
-                dropped_bad, dropped, aside_bad, aside, mixed = np.sum(counts, axis=0)
+                    ways = (found.dropped, found.aside, found.held_back)
+                    counts.append(
+                        [int((way & which).sum()) for way in ways for which in (bad, ~bad)] + [int(bad.sum())]
+                    )
+                *told, mixed = np.sum(counts, axis=0)
                 for name, values in rows.items():
                     auroc, alarms, hits = np.mean(values, axis=0)
-                    more = f"{dropped_bad} of {mixed}, {dropped} | {aside_bad}, {aside}" if name == "auto" else " | "
+                    more = " | | "
+                    if name == "auto":
+                        more = f"{told[0]} of {mixed}, {told[1]} | {told[2]}, {told[3]} | {told[4]}, {told[5]}"
                     cells = f"{auroc:.3f} | {100 * alarms:.1f} % | {100 * hits:.0f} % | {more}"
                     print(f"| {Path(folder).name} | {100 * share:.0f} % | {name} | {cells} |", flush=True)
 

@@ -112,11 +112,12 @@ class SkippedFile(_Part):
 
 
 class LeftOutFile(_Part):
-    """A picture unlike the others: not calibrated on, and `fitted` on or not."""
+    """A picture unlike the others, and whether it was `fitted` on or `calibrated` on all the same."""
 
     path: str
     reason: str
     fitted: bool
+    calibrated: bool = False
 
 
 class DataEntry(_Part):

@@ -9,6 +9,12 @@ strange in its calmest places as in its strangest, such as a picture under other
 way of taking pictures; the detectors keep it, and only the calibration, whose threshold it would set alone, goes
 without it.
 
+Where one picture stands out so clearly, nobody has sorted the folder, and there may be more. So a second, lower limit
+counts then (as in Canny's edges: a weak one counts where there is a strong one), for the same distances of pooled
+features too, which see defects that no single place shows. What lies above it is held back: no detector learns it, yet
+it is calibrated on, as any new picture would be that no detector has seen. So a normal picture held back by mistake
+leaves the promise of alpha as it was, and costs the detectors one picture.
+
 References
 ----------
 Jiang et al., "SoftPatch: Unsupervised Anomaly Detection with Noisy Data", NeurIPS 2022, which weighs single patches
@@ -27,11 +33,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_runners.artifacts.manifest import LeftOutFile
-from ood_runners.detectors.base import top_mean
-from ood_runners.detectors.checks import finite_float32
+from ood_runners.detectors.base import Detector, top_mean
+from ood_runners.detectors.checks import finite_float32, pooled_features
 from ood_runners.detectors.coreset import greedy_coreset
 from ood_runners.errors import BadParameter
-from ood_runners.features import Features
+from ood_runners.features import Features, Scores
 from ood_runners.training.pictures import TrainingPictures
 from ood_runners.training.prepare import Prepared
 from ood_runners.training.progress import Progress, SilentProgress
@@ -40,6 +46,9 @@ AUTO, NONE = "auto", "none"
 SHARE = 0.10  # of defects that cannot hide each other
 MOST = 0.15  # of the pictures, at most, that are left out
 CHANCE = 0.05  # that a folder of normal pictures, their upper half as of a Gaussian, loses one
+# The same for the lower limit. It lies among the largest normal values, so that of 20 to 200 normal pictures 1 to 3
+# are above it (simulated, Gaussian to skewed).
+MORE = 0.5
 LEAST = 16  # pictures; among fewer nothing is called unusual
 REFERENCES, PATCHES = 200, 64  # pictures compared with, and patches of each
 # All over: the calmest fiftieth of the cells is raised by so large a part of the peak's rise.
@@ -54,44 +63,61 @@ class Screened:
 
     Attributes
     ----------
-    strangeness : float64 (n,), see `outliers`
+    strangeness : float64 (n,), see `strangeness_of`
     limit : the strangeness from which on a picture is left out
     dropped : bool (n,), strange in one place: neither fitted nor calibrated on
     aside : bool (n,), strange all over: fitted on, not calibrated on
+    held_back : bool (n,), above the lower limit: calibrated on, not fitted on
+    lower : that limit
     """
 
     strangeness: NDArray[np.float64]
     limit: float
     dropped: NDArray[np.bool_]
     aside: NDArray[np.bool_]
+    held_back: NDArray[np.bool_]
+    lower: float = math.inf
 
     @classmethod
     def nothing(cls, n: int) -> Screened:
         """All n pictures stay."""
         none = np.zeros(n, bool)
-        return cls(np.zeros(n), math.inf, none, none)
+        return cls(np.zeros(n), math.inf, none, none, none)
 
     @property
     def fitted(self) -> NDArray[np.int64]:
         """Indices of the pictures that are fitted on."""
-        return np.flatnonzero(~self.dropped)
+        return np.flatnonzero(~self.dropped & ~self.held_back)
 
     @property
     def calibrated(self) -> NDArray[np.int64]:
-        """Indices, among those fitted on, of the pictures that are calibrated on."""
+        """Indices, among those fitted on, of the pictures that are calibrated on beside those held back."""
         return np.flatnonzero(~self.aside[self.fitted])
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Indices of all pictures that are calibrated on: those fitted on, then those held back."""
+        return np.concatenate([self.fitted[self.calibrated], np.flatnonzero(self.held_back)])
+
     def left_out(self, training: TrainingPictures, root: Path) -> list[LeftOutFile]:
-        """The pictures left out, strangest first, each with the reason."""
-        rows = np.flatnonzero(self.dropped | self.aside)
+        """The pictures left out of the fit or the calibration, strangest first, each with the reason."""
         found: list[LeftOutFile] = []
-        for i in sorted(map(int, rows), key=lambda i: -self.strangeness[i]):
-            what = "it is all over unlike" if self.aside[i] else "a place in it is unlike anything in"
+        for i in map(int, np.argsort(-self.strangeness, kind="stable")):
+            limit = self.lower if self.held_back[i] else self.limit
+            if self.dropped[i]:
+                what = "a place in it is unlike anything in the others"
+            elif self.aside[i]:
+                what = "it is all over unlike the others"
+            elif self.held_back[i]:
+                what = "it is rather unlike the others, in a folder with one that clearly is"
+            else:
+                continue
             found.append(
                 LeftOutFile(
                     path=training.files[i].path.relative_to(root).as_posix(),
-                    reason=f"{what} the others (strangeness {self.strangeness[i]:.1f}, limit {self.limit:.1f})",
+                    reason=f"{what} (strangeness {self.strangeness[i]:.1f}, limit {limit:.1f})",
                     fitted=bool(self.aside[i]),
+                    calibrated=bool(self.held_back[i]),
                 )
             )
         return found
@@ -103,27 +129,34 @@ def check_contamination(contamination: str) -> None:
         raise BadParameter(f"There is no contamination {contamination!r}; choose {AUTO} or {NONE}.")
 
 
-def screen(patches: NDArray[Any], *, seed: int = 0, progress: Progress | None = None) -> Screened:
-    """Find the pictures to leave out by their patches, float16 or float32 (n, h, w, d), which may be memory-mapped.
+def screen(features: Features, *, seed: int = 0, progress: Progress | None = None) -> Screened:
+    """Find the pictures to leave out by their patches, float16 or float32 (n, h, w, d), which may be memory-mapped, and
+    by their pooled features where there are any.
 
     At most 200 pictures, drawn by `seed`, are compared with, by 64 patches of each that lie far apart.
     """
-    n = len(patches)
-    if n < LEAST:
+    n = len(features)
+    if n < LEAST or features.patches is None:
         return Screened.nothing(n)
-    distances = patch_distances(patches, seed=seed, progress=progress)
+    distances = patch_distances(features.patches, seed=seed, progress=progress)
     peak = top_mean(distances).astype(np.float64)
     calm = np.quantile(distances.reshape(n, -1), CALM, axis=1).astype(np.float64)
-    strange, strangeness, limit = outliers(peak)
+    strangeness, limit = strangeness_of(peak), limit_of(CHANCE, n)
+    strange = strangeness > limit
     raised = calm - np.median(calm) >= ALL_OVER * (peak - np.median(peak))
-    return Screened(strangeness, limit, strange & ~raised, strange & raised)
+    found = Screened(strangeness, limit, strange & ~raised, strange & raised, np.zeros(n, bool))
+    if not strange.any():
+        return found
+    if features.pooled:
+        strangeness = np.maximum(strangeness, strangeness_of(pooled_distances(features, seed=seed)))
+    lower = limit_of(MORE, n)
+    return replace(found, strangeness=strangeness, held_back=(strangeness > lower) & ~strange, lower=lower)
 
 
 def patch_distances(patches: NDArray[Any], *, seed: int = 0, progress: Progress | None = None) -> NDArray[np.float32]:
     """Distance of each patch to the m-th nearest other picture, float32 (n, h, w)."""
     n, h, w, d = patches.shape
-    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:REFERENCES])
-    m = min(math.ceil(SHARE * len(chosen)) + 1, len(chosen) - 1)
+    chosen, m = _references(n, seed)
     each = min(PATCHES, h * w)
     references = np.empty((len(chosen), each, d), np.float32)
     found = np.empty((n, h * w), np.float32)
@@ -148,25 +181,49 @@ def patch_distances(patches: NDArray[Any], *, seed: int = 0, progress: Progress 
     return found.reshape(n, h, w)
 
 
-def outliers(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64], float]:
-    """Which of n values lie too far above the others, by how much, and the limit.
+def pooled_distances(features: Features, *, seed: int = 0) -> NDArray[np.float64]:
+    """Distance of each picture's pooled features to those of the m-th nearest other picture, float64 (n,).
 
-    Each of the largest 15 % is measured against all those below it, so that several do not hide each other: its
-    distance from their median in units of their upper half's mean excess; what is above an outlier is one. Were that
-    half Gaussian, one of n normal values would exceed the limit with a chance of about 5 %; real scores are more
-    skewed, and lose one more often.
+    Features are scaled to unit length, and a layer's distances by their median; the mean over the layers.
+    """
+    n = len(features)
+    chosen, m = _references(n, seed)
+    total = np.zeros(n)
+    for layer in features.pooled:
+        x = pooled_features(features, layer).astype(np.float64)
+        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        squared = np.maximum(2 - 2 * x @ x[chosen].T, 0)
+        squared[chosen, np.arange(len(chosen))] = np.inf
+        distance = np.sqrt(np.partition(squared, m - 1, axis=1)[:, m - 1])
+        total += distance / max(float(np.median(distance)), np.finfo(np.float32).tiny)
+    return total / len(features.pooled)
 
-    Returns
-    -------
-    bool (n,), float64 (n,) (0 for those not looked at) and the limit.
+
+def _references(n: int, seed: int) -> tuple[NDArray[np.int64], int]:
+    """The pictures that all are compared with, and m."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:REFERENCES])
+    return chosen, min(math.ceil(SHARE * len(chosen)) + 1, len(chosen) - 1)
+
+
+def limit_of(count: float, n: int) -> float:
+    """The strangeness that about so many of n normal values exceed on average, were their upper half Gaussian.
+
+    Real scores are more skewed, and exceed it more often.
     """
     from scipy.stats import t
 
-    n = len(values)
-    limit = float(t.isf(CHANCE / n, n / 2)) / _HALF_NORMAL
+    return float(t.isf(count / n, n / 2)) / _HALF_NORMAL
+
+
+def strangeness_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far each of n values lies above the others: float64 (n,), 0 for those not looked at.
+
+    Each of the largest 15 % is measured against all those below it, so that several do not hide each other: its
+    distance from their median in units of their upper half's mean excess; what is above another is as strange at least.
+    """
     order = np.argsort(-values, kind="stable")
-    strangeness = np.zeros(n)
-    candidates = int(MOST * n)
+    strangeness = np.zeros(len(values))
+    candidates = int(MOST * len(values))
     for i in range(candidates):
         rest = values[order[i + 1 :]]
         middle = np.median(rest)
@@ -176,7 +233,7 @@ def outliers(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np
         strangeness[order[i]] = excess / max(scale, 1e-6 * max(abs(float(middle)), 1e-12))
     looked_at = order[:candidates]
     strangeness[looked_at] = np.maximum.accumulate(strangeness[looked_at][::-1])[::-1]
-    return strangeness > limit, strangeness, limit
+    return strangeness
 
 
 def only(
@@ -196,20 +253,30 @@ def only(
     return kept, replace(prepared, features=Features.from_arrays(arrays))
 
 
+def score_held_back(detector: Detector, features: Features, screened: Screened) -> list[Scores]:
+    """Scores of the pictures held back, by a detector that has not seen them; `features` are of all pictures."""
+    rows = np.flatnonzero(screened.held_back)
+    return [detector.score(features[rows[start : start + CHUNK]]) for start in range(0, len(rows), CHUNK)]
+
+
 def notes(left_out: Collection[LeftOutFile], n: int, alpha: float) -> list[str]:
     """What was left out and what that does to the promise of alpha, for n calibration pictures."""
     if not left_out:
         return []
-    lines = [
-        f"{'Set aside' if one.fitted else 'Dropped'} {one.path}: {one.reason}. "
-        + ("It sets no threshold; the detectors know it." if one.fitted else "Look at it.")
-        for one in left_out
-    ]
-    k = len(left_out)
+    lines: list[str] = []
+    for one in left_out:
+        if one.calibrated:
+            done, then = "Held back", "The detectors do not know it; the threshold counts it."
+        elif one.fitted:
+            done, then = "Set aside", "It sets no threshold; the detectors know it."
+        else:
+            done, then = "Dropped", "Look at it."
+        lines.append(f"{done} {one.path}: {one.reason}. {then}")
+    k = sum(not one.calibrated for one in left_out)
     bound = (k + math.floor(alpha * (n + 1) + 1e-9)) / (n + k + 1)
     what = "1 picture" if k == 1 else f"{k} pictures"
     lines.append(
-        f"The false-alarm rate holds for normal pictures unlike the {what} left out. If all of these are normal after "
-        f"all, up to {bound:.2%} are called anomalous; fit with --contamination none then."
+        f"The false-alarm rate holds for normal pictures unlike the {what} dropped or set aside. If all of these are "
+        f"normal after all, up to {bound:.2%} are called anomalous; fit with --contamination none then."
     )
     return lines

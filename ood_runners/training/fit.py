@@ -172,9 +172,9 @@ def _run(task: Task, scratch: Path) -> Fitted:
     clock("features")
     folders, categories = bool(task.dataset.classes), knows_pictures(prepared.features.logits)
     screened = contaminated.Screened.nothing(len(task.training.pictures))
-    patches = prepared.features.patches
-    if task.contamination == contaminated.AUTO and patches is not None and not (folders or categories):
-        screened = contaminated.screen(patches, seed=task.seed, progress=task.progress)
+    every = prepared.features
+    if task.contamination == contaminated.AUTO and every.patches is not None and not (folders or categories):
+        screened = contaminated.screen(every, seed=task.seed, progress=task.progress)
         clock("contamination")
     training, prepared = contaminated.only(task.training, prepared, screened.fitted, scratch)
     features = prepared.features
@@ -185,7 +185,7 @@ def _run(task: Task, scratch: Path) -> Fitted:
     labels = training.labels(task.dataset.classes)
     probes = None
     if len(task.names) > 1 and not (folders or categories):  # a scratch does not make it another category
-        probes = probes_of(training.pictures, np.flatnonzero(screened.fitted), prepared, task.seed, task.progress)
+        probes = probes_of(training.pictures, screened.fitted, prepared, task.seed, task.progress)
         clock("synthetic")
     detectors: dict[str, Detector] = {}
     held_out: dict[str, Scores] = {}
@@ -196,7 +196,9 @@ def _run(task: Task, scratch: Path) -> Fitted:
             bank = _affordable(task, prepared, detectors)
             clock("budget")
         detectors[name], scores = _fit_detector(task, name, features, light, labels, probes, rng, bank)
-        held_out[name], probed[name] = scores[: len(features)][screened.calibrated], scores[len(features) :]
+        unseen = contaminated.score_held_back(detectors[name], every, screened)
+        held_out[name] = Scores.concatenate([scores[: len(features)][screened.calibrated], *unseen])
+        probed[name] = scores[len(features) :]
         clock(name)
     detectors = {name: detectors[name] for name in task.names}
     held_out = {name: held_out[name] for name in task.names}
@@ -208,7 +210,7 @@ def _run(task: Task, scratch: Path) -> Fitted:
         stage.advance()
     clock("calibration")
     left_out = screened.left_out(task.training, task.dataset.root)
-    return Fitted(training, left_out, screened.calibrated, detectors, held_out, calibration, prepared, seconds)
+    return Fitted(training, left_out, screened.rows, detectors, held_out, calibration, prepared, seconds)
 
 
 def _fit_detector(

@@ -65,7 +65,8 @@ class Task:
 class Fitted:
     """What came of it.
 
-    `held_out` scores are those of the pictures that are calibrated on, whose places in `training` are `rows`.
+    `training` are the pictures that were fitted on; `held_out` scores are those of the pictures that are calibrated on,
+    whose places among all training pictures are `rows`.
     """
 
     training: TrainingPictures
@@ -94,9 +95,10 @@ def write(
         for file in fitted.prepared.graph.parent.iterdir():
             shutil.copyfile(file, writer.path / file.name)
     save_arrays(writer.path, "thumbnails", thumbnails(fitted.training.pictures))
-    golden = fitted.training.pictures[fitted.rows[_typical(fitted)]]
+    golden = task.training.pictures[fitted.rows[_typical(fitted)]]
     (writer.path / GOLDEN).write_bytes(images.encode_png(golden))
     info, calibration, data = task.backbone.info, fitted.calibration, fitted.training
+    listed = {one.path for one in fitted.left_out}
     # The store hashes the files when it seals them; until then their names are enough to open them.
     unsealed = {path.name: "0" * 64 for path in writer.path.iterdir()}
     manifest = Manifest.model_validate(
@@ -132,10 +134,7 @@ def write(
                 "fingerprint": data.fingerprint,
                 "train_count": len(data.pictures),
                 "left_out": list(fitted.left_out),
-                "suspects": [
-                    data.files[i].path.relative_to(task.dataset.root).as_posix()
-                    for i in fitted.rows[calibration.outliers(fitted.held_out)]
-                ],
+                "suspects": [path for path in _outliers(task, fitted) if path not in listed],
                 "skipped": [{"path": path, "reason": reason} for path, reason in data.skipped],
                 "classes": task.dataset.classes or None,
             },
@@ -166,6 +165,12 @@ def write(
             "files": {},
         }
     )
+
+
+def _outliers(task: Task, fitted: Fitted) -> list[str]:
+    """The pictures among those calibrated on that look unlike all others."""
+    rows = fitted.rows[fitted.calibration.outliers(fitted.held_out)]
+    return [task.training.files[i].path.relative_to(task.dataset.root).as_posix() for i in rows]
 
 
 def _typical(fitted: Fitted) -> int:

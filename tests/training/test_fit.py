@@ -148,9 +148,10 @@ def test_a_training_picture_unlike_the_others_is_named(bento_home, folder):
 
     result = fit(folder, product="stripes", **settings)
     data = result.manifest.data
-    [left_out] = data.left_out
+    left_out, *held_back = data.left_out
     assert left_out.path == "odd.png" and "odd.png" not in data.suspects
-    assert result.manifest.calibration.n == 20 and data.train_count == 20 + left_out.fitted
+    assert held_back and all(one.calibrated and not one.fitted for one in held_back)
+    assert result.manifest.calibration.n == 20 and data.train_count == 20 + left_out.fitted - len(held_back)
     said = "\n".join(result.lines)
     assert f"{'Set aside' if left_out.fitted else 'Dropped'} odd.png: " in said
     # Two of 22: the one left out, and one of the 20 that alpha = 1/21 allows.
@@ -158,13 +159,14 @@ def test_a_training_picture_unlike_the_others_is_named(bento_home, folder):
     assert result.manifest.notes and result.manifest.notes[-1] in result.lines
 
 
-def test_a_fit_without_a_dropped_picture_is_that_of_a_folder_without_it(bento_home, folder):
+def test_a_defect_among_the_pictures_is_dropped_and_the_others_are_calibrated_on(bento_home, folder):
     settings = {"backbone": BACKBONE, "size": (96, 96), "detectors": FAST, "alpha": 0.06}
     (folder / "003.png").unlink()  # of these drawings the one that is left out by chance
     clean = fit(folder, product="clean", **settings).manifest
     (folder / "zz_spot.png").write_bytes(images.encode_png(stripes(501, spot=True)))
     found = fit(folder, product="found", **settings).manifest
-    assert [(one.path, one.fitted) for one in found.data.left_out] == [("zz_spot.png", False)]
+    assert [one.path for one in found.data.left_out if not one.calibrated] == ["zz_spot.png"]
+    assert not any(one.fitted for one in found.data.left_out)
     assert not clean.data.left_out and found.calibration == clean.calibration
     normal, odd = stripes(500), stripes(502, spot=True)
     judged = Product.open(read_version("found")).judge(np.stack([normal, odd]))
