@@ -38,6 +38,7 @@ from ood_runners.detectors.checks import finite_float32, pooled_features
 from ood_runners.detectors.coreset import greedy_coreset
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
+from ood_runners.training.keeping import entry_of, find, keep
 from ood_runners.training.pictures import TrainingPictures
 from ood_runners.training.prepare import Prepared
 from ood_runners.training.progress import Progress, SilentProgress
@@ -129,16 +130,26 @@ def check_contamination(contamination: str) -> None:
         raise BadParameter(f"There is no contamination {contamination!r}; choose {AUTO} or {NONE}.")
 
 
-def screen(features: Features, *, seed: int = 0, progress: Progress | None = None) -> Screened:
+def screen(
+    features: Features, *, seed: int = 0, progress: Progress | None = None, entry: Path | None = None
+) -> Screened:
     """Find the pictures to leave out by their patches, float16 or float32 (n, h, w, d), which may be memory-mapped, and
     by their pooled features where there are any.
 
-    At most 200 pictures, drawn by `seed`, are compared with, by 64 patches of each that lie far apart.
+    At most 200 pictures, drawn by `seed`, are compared with, by 64 patches of each that lie far apart. Where the
+    features are kept at `entry`, so are the distances.
     """
     n = len(features)
     if n < LEAST or features.patches is None:
         return Screened.nothing(n)
-    distances = patch_distances(features.patches, seed=seed, progress=progress)
+    place = None if entry is None else entry_of("contamination", entry.name, seed)
+    kept = None if place is None else find(place)
+    if kept is not None and "distances" in kept.arrays:
+        distances = np.asarray(kept.arrays["distances"])
+    else:
+        distances = patch_distances(features.patches, seed=seed, progress=progress)
+        if place is not None:
+            keep(place, {"distances": distances})
     peak = top_mean(distances).astype(np.float64)
     calm = np.quantile(distances.reshape(n, -1), CALM, axis=1).astype(np.float64)
     strangeness, limit = strangeness_of(peak), limit_of(CHANCE, n)

@@ -174,7 +174,7 @@ def _run(task: Task, scratch: Path) -> Fitted:
     screened = contaminated.Screened.nothing(len(task.training.pictures))
     every = prepared.features
     if task.contamination == contaminated.AUTO and every.patches is not None and not (folders or categories):
-        screened = contaminated.screen(every, seed=task.seed, progress=task.progress)
+        screened = contaminated.screen(every, seed=task.seed, progress=task.progress, entry=prepared.entry)
         clock("contamination")
     training, prepared = contaminated.only(task.training, prepared, screened.fitted, scratch)
     features = prepared.features

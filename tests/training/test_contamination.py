@@ -156,3 +156,14 @@ def test_what_is_said_of_the_promise() -> None:
     # (2 + 4) of 100: the one held back is calibrated on like any other.
     assert "unlike the 2 pictures dropped or set aside" in promise and "up to 6.00%" in promise
     assert notes([], 97, 0.05) == []
+
+
+def test_distances_are_kept_with_the_features(bento_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = Features(with_defects(2))
+    first = screen(features, entry=bento_home / "a")
+    monkeypatch.setattr(contamination, "patch_distances", lambda *_, **__: pytest.fail("computed again"))
+    again = screen(features, entry=bento_home / "a")
+    np.testing.assert_array_equal(first.strangeness, again.strangeness)
+    for other, seed in (("b", 0), ("a", 1)):
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            screen(features, entry=bento_home / other, seed=seed)
