@@ -32,7 +32,7 @@ PROFILES = MappingProxyType(
     {
         "fast": Profile((224, 224), 2_000, frozenset({"vae"})),
         "balanced": Profile((224, 224), 10_000),
-        "accurate": Profile((320, 320), 20_000),
+        "accurate": Profile((224, 224), 20_000),
     }
 )
 DEFAULT = "balanced"
