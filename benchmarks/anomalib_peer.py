@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -64,14 +65,27 @@ def build(weights: Path, kind: str = "patchcore", coreset: float = CORESET) -> A
 
 
 def fit(
-    folder: str, weights: str, out: str, openvino: bool = False, kind: str = "patchcore", coreset: float = CORESET
+    folder: str,
+    weights: str,
+    out: str,
+    openvino: bool = False,
+    kind: str = "patchcore",
+    coreset: float = CORESET,
+    drawn: bool = False,
 ) -> dict[str, Any]:
-    """Fit on ``train/good`` with its engine and export for its inferencers."""
+    """Fit on ``train/good`` with its engine and export for its inferencers.
+
+    With `drawn` the coreset is drawn at random: as large, so as fast to search, where its own choice takes an hour.
+    """
     from anomalib.data import Folder
     from anomalib.engine import Engine
 
     start = time.perf_counter()
     model = build(Path(weights), kind, coreset)
+    if drawn:
+        from anomalib.models.components import KCenterGreedy
+
+        KCenterGreedy.select_coreset_idxs = lambda self: random.sample(range(self.n_observations), self.coreset_size)
     data = Folder(
         name="peer",
         root=folder,

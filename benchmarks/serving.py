@@ -73,6 +73,7 @@ def main(
     vae: Annotated[bool, typer.Option(help="a product with the VAE as well")] = False,
     anomalib_python: Annotated[str | None, typer.Option(help="an interpreter that has anomalib and bentoml")] = None,
     anomalib_openvino: Annotated[bool, typer.Option(help="measure its OpenVINO export too; needs onnx there")] = False,
+    anomalib_drawn: Annotated[bool, typer.Option(help="draw its coreset: its own choice takes up to an hour")] = False,
     quick: Annotated[bool, typer.Option(help="few pictures and short times: for a look at the script")] = False,
 ) -> None:
     """Measure pictures a second and latencies over HTTP."""
@@ -98,7 +99,9 @@ def main(
         alone = 0.0
         peer = Peer.find(anomalib_python, scratch / "anomalib")
         if peer is not None:
-            peer.run("fit", folder=str(folder), weights=str(weights.path), openvino=anomalib_openvino)
+            peer.run(
+                "fit", folder=str(folder), weights=str(weights.path), openvino=anomalib_openvino, drawn=anomalib_drawn
+            )
             sent = scratch / "jpegs"
             sent.mkdir()
             for i, jpeg in enumerate(jpegs):
