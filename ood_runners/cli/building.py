@@ -157,6 +157,17 @@ def fit(
             ),
         ),
     ] = "auto",
+    defects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help=(
+                "Pictures of known defects, in it or in its folders, that the memory bank learns from what to look at, "
+                "if that finds more of them. Do not evaluate on these."
+            ),
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Fit a new version of a product from a folder of normal pictures, and put it into production.
 
@@ -196,6 +207,7 @@ def fit(
         precision=precision,
         augment=augment,
         contamination=contamination,
+        defects=defects,
         progress=Interruptible(progress_for()),
     )
     for line in result.lines:

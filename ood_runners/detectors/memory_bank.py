@@ -69,6 +69,8 @@ class MemoryBank(Detector):
         Likewise, by what share it overstated their largest 1 % of distances.
     position_ : Position or None
         What maps are measured by; None where they are distances.
+    attention_ : float32 (d, d) or None
+        What patches are multiplied by first, so that some directions count for more; set before the fit.
     explained_ : float or None
         The share of the variance of held-out maps that the place explains, which decides on that.
     """
@@ -82,6 +84,7 @@ class MemoryBank(Detector):
         self.seed = seed
         self.search = search
         self.threads: int | None = None
+        self.attention_: NDArray[np.float32] | None = None
         self._search: Search | Index | None = None
         self._exact: Search | None = None
 
@@ -182,6 +185,8 @@ class MemoryBank(Detector):
                 arrays[name] = np.array([by_kind.get(kind, np.nan) for kind in KINDS])
         if self.explained_ is not None:
             arrays["explained"] = np.array([self.explained_])
+        if self.attention_ is not None:
+            arrays["attention"] = self.attention_
         if self.position_ is not None:
             arrays |= {"centre": self.position_.centre, "spread": self.position_.spread}
         return arrays | (self.index_.to_arrays() if self.index_ is not None else {})
@@ -192,6 +197,7 @@ class MemoryBank(Detector):
         detector.bank_, detector.source_, detector.fold_ = arrays["bank"], arrays["source"], arrays["fold"]
         detector.recall_ = float(arrays["recall"][0]) if "recall" in arrays else 0.0
         detector.explained_ = float(arrays["explained"][0]) if "explained" in arrays else None
+        detector.attention_ = arrays.get("attention")
         detector.position_ = Position(arrays["centre"], arrays["spread"]) if "centre" in arrays else None
         if detector.bank_.ndim != 2 or not len(detector.bank_):
             raise ArtifactError("The stored memory bank is empty or has no (entries, dimensions) shape.")
@@ -213,7 +219,9 @@ class MemoryBank(Detector):
             start, end = (round(self.size * part / len(patches)) for part in (taken, taken + len(rows)))
             taken += len(rows)
             report = None if progress is None else lambda count, start=start: progress(start + count)
-            entries, origin = _coreset_of_pictures(patches, rows, max(1, end - start), self.seed, report)
+            entries, origin = _coreset_of_pictures(
+                patches, rows, max(1, end - start), self.seed, self.attention_, report
+            )
             if progress is not None:
                 progress(end)
             bank.append(entries)
@@ -235,7 +243,7 @@ class MemoryBank(Detector):
         chosen = rows[np.arange(count) % len(rows)]
         queries = patches[chosen, cells // patches.shape[2], cells % patches.shape[2]]
         own = self.fold_ == fold
-        return finite_float32(queries, "patch features"), None if own.all() else own
+        return self._attended(finite_float32(queries, "patch features")), None if own.all() else own
 
     def _choose_search(self, patches: NDArray[Any], folds: NDArray[np.int64]) -> None:
         """Measure what may be taken, and take an index where one was asked for, or is less work, and finds enough."""
@@ -258,6 +266,10 @@ class MemoryBank(Detector):
                 if self.search == kind or index.share <= MOST_SHARE:
                     self.index_ = index
                     break
+
+    def _attended(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Patches float32 (..., d), multiplied by the weights where there are any."""
+        return patches if self.attention_ is None else np.asarray(patches @ self.attention_, np.float32)
 
     def _k(self) -> int:
         """As many neighbours as there are without any one fold, so that held-out and new pictures have the same."""
@@ -287,7 +299,7 @@ class MemoryBank(Detector):
             )
         maps = np.empty((len(rows), *patches.shape[1:3]), np.float32)
         for start in range(0, len(rows), SEARCH_PICTURES):
-            part = finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features")
+            part = self._attended(finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features"))
             squared, _ = search.search(part.reshape(-1, part.shape[-1]))
             found = np.sqrt(squared).mean(axis=1).reshape(len(part), -1)
             if isinstance(search, Index) and self._exact is not None:
@@ -342,6 +354,7 @@ def _coreset_of_pictures(
     rows: NDArray[np.int64],
     size: int,
     seed: int,
+    attention: NDArray[np.float32] | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
     """Coreset of the chosen pictures' patches: float16 (m, d) and their origin int32 (m, 2).
@@ -356,7 +369,8 @@ def _coreset_of_pictures(
     origin: NDArray[np.int32] = np.empty((0, 2), np.int32)
     for i in range(runs):
         pictures = rows[i * run : (i + 1) * run]
-        points = _to_float16(patches[pictures]).reshape(-1, d)
+        raw = patches[pictures] if attention is None else patches[pictures].astype(np.float32) @ attention
+        points = _to_float16(raw).reshape(-1, d)
         report = None if progress is None else lambda count, i=i: progress((i * size + count) // runs)
         chosen = greedy_coreset(points, size, seed=seed, progress=report)
         entries = np.concatenate([entries, points[chosen]])

@@ -60,6 +60,26 @@ def discover(folder: Path) -> Dataset:
         raise DataError(f"{error.filename or folder} may not be read; check its permissions.") from error
 
 
+def defects_in(folder: Path) -> list[PictureFile]:
+    """The pictures of a folder and of the folders in it, labelled by their folder; one named ``good`` is passed over.
+
+    Raises
+    ------
+    DataError
+        There is no such folder, it may not be read, or it holds no pictures.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder} with pictures of defects; check the path.")
+    try:
+        found = [file for sub in [folder, *_folders(folder)] if sub.name != GOOD for file in _labelled(sub, sub.name)]
+    except PermissionError as error:
+        raise DataError(f"{error.filename or folder} may not be read; check its permissions.") from error
+    if not found:
+        raise DataError(f"There are no pictures of defects in {folder} or its folders; check the path.")
+    return found
+
+
 def _discover(folder: Path) -> Dataset:
     train = folder / "train"
     if (train / GOOD).is_dir():

@@ -27,6 +27,7 @@ from ood_runners.detectors.softmax import AUTO
 from ood_runners.errors import BadParameter
 from ood_runners.features import Features, Scores
 from ood_runners.pipeline import INT8, place, score_all
+from ood_runners.training import attention as attending
 from ood_runners.training import contamination as contaminated
 from ood_runners.training.advice import advice, cost_of
 from ood_runners.training.augment import LIGHT, check_augment, fit_held_out, under_light
@@ -75,6 +76,7 @@ def fit(
     precision: str = "auto",
     augment: str | None = None,
     contamination: str = contaminated.AUTO,
+    defects: Path | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Fit detectors on a folder's normal pictures, calibrate them and store them as a new version.
@@ -99,6 +101,8 @@ def fit(
     augment : "light" fits the memory bank and the Gaussians on each picture darker and brighter as well
     contamination : "auto" leaves out training pictures that look unlike all others (`training.contamination`);
         "none" only names them
+    defects : a folder of pictures of defects, of which the memory bank learns what to look at, if that helps
+        (`training.attention`)
 
     Raises
     ------
@@ -114,6 +118,7 @@ def fit(
         names = [name for name in names if name not in chosen.leave_out]
     check_augment(augment, names)
     contaminated.check_contamination(contamination)
+    attending.check_defects(defects, names)
     precision = _precision(precision, device)
     dataset = discover(folder)
     check_writable()
@@ -141,9 +146,12 @@ def fit(
             progress,
             augment,
             contamination,
+            defects,
         )
         fitted = _run(task, scratch)
         with open_writer(product) as writer:
+            if fitted.attention is not None:
+                notes = [*notes, fitted.attention.note()]
             manifest = write(writer, product, task, fitted, notes, started)
             tag = str(writer.commit(manifest))
     lines = notes + advice(manifest) + cost_of(manifest)
@@ -187,15 +195,22 @@ def _run(task: Task, scratch: Path) -> Fitted:
     if len(task.names) > 1 and not (folders or categories):  # a scratch does not make it another category
         probes = probes_of(training.pictures, screened.fitted, prepared, task.seed, task.progress)
         clock("synthetic")
+    attention = None
+    if task.defects is not None and prepared.network is not None and BANK in task.names:
+        attention = attending.learn(
+            features, prepared.network, task.defects, task.dataset, seed=task.seed, progress=task.progress
+        )
+        clock("defects")
+    weights = None if attention is None else attention.matrix
     detectors: dict[str, Detector] = {}
     held_out: dict[str, Scores] = {}
     probed: dict[str, Scores] = {}
     for name in sorted(task.names, key=lambda name: bool(task.budget) and name == BANK):  # then it comes last
         bank = task.profile.bank
         if task.budget and name == BANK:
-            bank = _affordable(task, prepared, detectors)
+            bank = _affordable(task, prepared, detectors, weights)
             clock("budget")
-        detectors[name], scores = _fit_detector(task, name, features, light, labels, probes, rng, bank)
+        detectors[name], scores = _fit_detector(task, name, features, light, labels, probes, rng, bank, weights)
         unseen = contaminated.score_held_back(detectors[name], every, screened)
         held_out[name] = Scores.concatenate([scores[: len(features)][screened.calibrated], *unseen])
         probed[name] = scores[len(features) :]
@@ -210,7 +225,9 @@ def _run(task: Task, scratch: Path) -> Fitted:
         stage.advance()
     clock("calibration")
     left_out = screened.left_out(task.training, task.dataset.root)
-    return Fitted(training, left_out, screened.rows, detectors, held_out, calibration, prepared, seconds)
+    return Fitted(
+        training, left_out, screened.rows, detectors, held_out, calibration, prepared, seconds, attention
+    )
 
 
 def _fit_detector(
@@ -222,11 +239,12 @@ def _fit_detector(
     probes: Probes | None,
     rng: np.random.Generator,
     bank: int,
+    attention: NDArray[np.float32] | None,
 ) -> tuple[Detector, Scores]:
     """The fitted detector, and the held-out scores of the pictures, followed by those of the probes."""
     detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": task.seed}))
     if isinstance(detector, MemoryBank):
-        detector.size, detector.search = bank, task.search
+        detector.size, detector.search, detector.attention_ = bank, task.search, attention
     place(detector, task.device, None)
     if isinstance(detector, Softmax):
         detector.head = task.head
@@ -243,7 +261,9 @@ def _fit_detector(
         return detector, fit_held_out(detector, features, light, folds, labels, probes=probes)
 
 
-def _affordable(task: Task, prepared: Prepared, others: Mapping[str, Detector]) -> int:
+def _affordable(
+    task: Task, prepared: Prepared, others: Mapping[str, Detector], attention: NDArray[np.float32] | None
+) -> int:
     """Entries of the largest bank that the budget leaves room for, beside the network and the other detectors."""
     picture = np.asarray(task.training.pictures[:1])
     arrays = [detector.to_arrays() for detector in others.values()] + [thumbnails(task.training.pictures)]
@@ -257,7 +277,9 @@ def _affordable(task: Task, prepared: Prepared, others: Mapping[str, Detector]) 
 
     def cost_of(size: int) -> Cost:
         with task.progress.stage("budget", total=1) as stage:
-            cost = trial(prepared.features, MemoryBank(size=size, seed=task.seed, search=task.search))
+            bank = MemoryBank(size=size, seed=task.seed, search=task.search)
+            bank.attention_ = attention
+            cost = trial(prepared.features, bank)
             stage.advance(note=f"{size} entries: {besides.ms:.1f} + {cost.ms:.1f} ms")
         return cost
 

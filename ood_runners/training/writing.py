@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from ood_runners.artifacts.manifest import LeftOutFile
 from ood_runners.artifacts.store import VersionWriter
 from ood_runners.backbones.runtime import choose_device
 from ood_runners.calibration import Calibration, certificate
-from ood_runners.detectors import Detector
+from ood_runners.detectors import Detector, MemoryBank
 from ood_runners.features import Scores
 from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PROJECTION, Product
 from ood_runners.training import contamination as contaminated
+from ood_runners.training.attention import Attention
 from ood_runners.training.augment import AUGMENTED, LIGHT, PERCENT
 from ood_runners.training.datasets import Dataset
 from ood_runners.training.extract import StoredBackbone
@@ -54,6 +56,7 @@ class Task:
     progress: Progress
     augment: str | None = None
     contamination: str = contaminated.AUTO
+    defects: Path | None = None
 
     def augmentation(self, name: str) -> dict[str, Any]:
         """What the manifest says of a detector that was fitted under other light."""
@@ -77,6 +80,11 @@ class Fitted:
     calibration: Calibration
     prepared: Prepared
     seconds: Mapping[str, float]
+    attention: Attention | None = None
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the manifest says of what a detector learned from labelled defects."""
+        return {} if self.attention is None or name != MemoryBank.name else self.attention.facts()
 
 
 def write(
@@ -117,7 +125,10 @@ def write(
             "detectors": {
                 name: {
                     "params": detector.params(),
-                    "info": {"weight": calibration.weights[name]} | detector.info() | task.augmentation(name),
+                    "info": {"weight": calibration.weights[name]}
+                    | detector.info()
+                    | task.augmentation(name)
+                    | fitted.facts(name),
                 }
                 for name, detector in fitted.detectors.items()
             },

@@ -303,3 +303,21 @@ def test_a_damaged_index_is_refused() -> None:
     index[len(index) // 2] ^= 1
     with pytest.raises(ArtifactError, match="index of the memory bank cannot be read"):
         MemoryBank.from_arrays(arrays | {"index": index}, detector.params())
+
+
+def test_attention_is_the_same_as_weighted_patches_and_is_stored() -> None:
+    features, queries, folds = normals(), normals(5, seed=1), np.arange(12) % 3
+    matrix = np.diag(np.linspace(0.5, 2.0, 10)).astype(np.float32)
+    matrix[0, 1] = matrix[1, 0] = 0.25
+    detector, plain = MemoryBank(size=80), MemoryBank(size=80)
+    detector.attention_ = matrix
+    held_out = detector.fit_held_out(features, folds)
+    weighted = [Features(patches=one.patches.astype(np.float32) @ matrix) for one in (features, queries)]
+    assert_same(held_out, plain.fit_held_out(weighted[0], folds))
+    np.testing.assert_array_equal(detector.bank_, plain.bank_)
+    scores = detector.score(queries)
+    assert_same(scores, plain.score(weighted[1]))
+    again = MemoryBank.from_arrays(detector.to_arrays(), detector.params())
+    np.testing.assert_array_equal(again.score(queries).map, scores.map)
+    singly = np.concatenate([again.score(queries[[i]]).map for i in range(5)])
+    np.testing.assert_allclose(singly, scores.map, rtol=1e-5)

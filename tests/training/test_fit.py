@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ood_runners import images
-from ood_runners.artifacts import list_versions, production, read_version, write_backbone
+from ood_runners.artifacts import list_versions, production, products, read_version, write_backbone
 from ood_runners.backbones import BackboneInfo, export_backbone
 from ood_runners.detectors import vae_network
 from ood_runners.errors import BadParameter, DataError
@@ -283,3 +283,42 @@ def test_profile_search_and_what_goes_before_them(bento_home, folder):
     for wrong in ({"profile": "quick"}, {"search": "kdtree"}, {"bank_size": 9, "budget_mb": 1.0}):
         with pytest.raises(BadParameter):
             fit(folder, product="stripes", backbone=BACKBONE, **wrong)
+
+
+def faint(seed: int) -> np.ndarray:
+    """Stripes with a place that is hardly darker."""
+    picture = stripes(seed).astype(np.float32)
+    picture[36:52, 52:68] *= 0.93
+    return picture.astype(np.uint8)
+
+
+def test_weights_are_learned_from_labelled_defects_and_served(bento_home, folder, tmp_path):
+    defects = tmp_path / "known" / "dark"
+    defects.mkdir(parents=True)
+    for i in range(12):
+        (defects / f"{i}.png").write_bytes(images.encode_png(faint(700 + i)))
+    settings = {"backbone": BACKBONE, "size": (96, 96), "detectors": ["memory_bank"], "alpha": 0.05}
+    plain = Product.open(read_version(fit(folder, product="stripes", **settings).tag))
+    made = fit(folder, product="stripes", defects=tmp_path / "known", **settings)
+    learned = made.manifest.detectors["memory_bank"].info["attention"]
+    assert learned["used"] and learned["defects"] == 12 and learned["auroc_weighted"] > learned["auroc"]
+    assert any(line.startswith("Weights learned from 12 pictures of defects are used") for line in made.lines)
+    assert made.manifest.notes[0] in made.lines
+    weighted = Product.open(read_version(made.tag))
+    new = np.stack([stripes(i) for i in range(800, 816)] + [faint(i) for i in range(820, 836)])
+
+    def auroc(product: Product) -> float:
+        scores = product.raw_scores(new)["memory_bank"].image
+        return float(np.mean(scores[16:, None] > scores[:16]))
+
+    assert auroc(weighted) > auroc(plain)
+
+
+def test_defects_that_are_fitted_on_as_normal_or_too_few_are_refused(bento_home, folder, tmp_path):
+    settings = {"product": "stripes", "backbone": BACKBONE, "size": (96, 96), "detectors": ["memory_bank"]}
+    with pytest.raises(DataError, match="fitted on as normal"):
+        fit(folder, defects=folder, **settings)
+    few = fill(tmp_path / "few", 4)
+    with pytest.raises(DataError, match=r"4 pictures of defects .* at least 5 are needed"):
+        fit(folder, defects=few, **settings)
+    assert not products()
