@@ -3,8 +3,8 @@
     python benchmarks/channel_weights.py generated ../shared/data/cookies          # folders in MVTec's layout
     python benchmarks/channel_weights.py --backbone resnet50_v1 ../shared/data/cookies
 
-The memory bank measures a patch by its difference from the nearest normal patches. A direction counts for more where
-the strangest cells of defects differ by more than those of held-out normal pictures do (`training/attention.py`).
+The memory bank measures a patch by its difference from the nearest normal patches. Directions count for
+more in which the strangest cells of defects differ most (`training/attention.py`).
 "Unseen types": for each of the seven synthetic defects, weights come from the other six on one half of the training
 pictures and are judged by the seventh on the other half. "Real defects": the test pictures, with weights from all
 seven. "Labelled": weights from 10 of the real defects, judged by the others, 4 draws: used always, and used where
@@ -134,10 +134,8 @@ class Trial:
         half_made = half[self.pictures.origin]
         found = np.empty((len(KINDS), 2))
         for one in range(len(KINDS)):
-            learned = weights(
-                self.normal.moments[half == 0].mean(axis=0),
-                self.made.moments[(kind != one) & (half_made == 0)].mean(axis=0),
-            )
+            others = self.made.moments[(kind != one) & (half_made == 0)].mean(axis=0)
+            learned = weights(others, self.normal.moments.mean(axis=0))
             normal, made = self.normal[half == 1], self.made[(kind == one) & (half_made == 1)]
             strange = np.arange(len(normal) + len(made)) >= len(normal)
             for which, matrix in enumerate((None, learned)):
@@ -160,7 +158,7 @@ def row(name: str, pictures: Pictures) -> str:
     cells = [f"{100 * roc_auc_score(pictures.defective, trial.plain):.2f}"]
     unseen = trial.unseen()
     rise = unseen[:, 1] - unseen[:, 0]
-    learned = weights(trial.normal.moments.mean(axis=0), trial.made.moments.mean(axis=0))
+    learned = weights(trial.made.moments.mean(axis=0), trial.normal.moments.mean(axis=0))
     cells += [f"{rise.mean():+.2f} ({rise.min():+.2f})", f"{trial.gain(learned):+.2f}"]
     defects = np.flatnonzero(pictures.defective)
     if len(defects) < LABELLED + 10:
@@ -169,7 +167,7 @@ def row(name: str, pictures: Pictures) -> str:
     for draw in range(DRAWS):
         chosen = np.random.default_rng(draw).permutation(defects)[:LABELLED]
         found = judge(trial.normal, trial.folds, trial.test[chosen], draw)
-        learned = weights(trial.normal.moments.mean(axis=0), trial.test.moments[chosen].mean(axis=0))
+        learned = weights(trial.test.moments[chosen].mean(axis=0), trial.normal.moments.mean(axis=0))
         always.append(trial.gain(learned, chosen))
         kept.append(0.0 if found.matrix is None else always[-1])
         used += found.matrix is not None
@@ -178,7 +176,7 @@ def row(name: str, pictures: Pictures) -> str:
         f"{np.mean(kept):+.2f} ({min(kept):+.2f}), {used} of {DRAWS}",
     ]
     chosen = np.random.default_rng(0).permutation(defects)[:LABELLED]
-    learned = weights(trial.normal.moments.mean(axis=0), trial.test.moments[chosen].mean(axis=0))
+    learned = weights(trial.test.moments[chosen].mean(axis=0), trial.normal.moments.mean(axis=0))
     cells.append(f"{trial.by_bank(None, chosen):.2f}, {trial.by_bank(learned, chosen):.2f}")
     return f"| {name} | {' | '.join(cells)} |"
 

@@ -2,12 +2,12 @@
 
 The memory bank measures a patch by its difference from the nearest normal patches. Where the user has pictures of
 defects, a linear map of the patches, learned from them, makes directions count for more in which the strangest places
-of defects differ more than the strangest places of normal pictures do, and others for less: with S and N the mean
-outer products of the differences of both, its square is ``exp((log S - log N) / 4)``. The quarter keeps most of the
-plain distance: few defects say little of 128 directions.
+of defects differ most: with S the mean outer product of their differences, its square is ``S ** (1 / 4)``. The quarter
+keeps most of the plain distance: few defects say little of 128 directions. Normal pictures have no part in it: weights
+that make theirs small would make the scores that calibrate smaller than those of new normal pictures.
 
-Whether it helps is judged by cross-validation: weights from four fifths of the defects and normal pictures, the AUROC
-of the last fifth. Otherwise the product is fitted as if there were no defects.
+Whether it helps is judged by cross-validation: weights from four fifths of the defects, the AUROC of the last
+fifth against held-out normal pictures. Otherwise the product is fitted as if there were no defects.
 
 Synthetic defects do not do here: what is learned from some of them finds others far better, and real ones worse
 (docs/accuracy.md).
@@ -47,7 +47,6 @@ BANK, NEAREST, K = 2_000, 5, 3
 PARTS = 5
 STRENGTH = 0.25
 CORRELATED = 0.8  # share of the off-diagonal of mean outer products that is kept
-LARGEST = 16.0  # a direction counts at most so many times as much, squared
 _FLOOR = 1e-3  # of the largest eigenvalue: fewer differences than directions say nothing of the rest
 
 Floats = NDArray[np.float32]
@@ -141,23 +140,15 @@ class Compared:
         return found
 
 
-def weights(
-    normal: NDArray[np.float64],
-    defective: NDArray[np.float64],
-    strength: float = STRENGTH,
-    correlated: float = CORRELATED,
-) -> Floats:
-    """The symmetric map float32 (d, d) from mean outer products (d, d); it keeps the mean square of `normal`."""
-    d = len(normal)
-    logs = []
-    for moment in (defective, normal):
-        values, vectors = np.linalg.eigh(correlated * moment + (1 - correlated) * np.diag(np.diag(moment)))
-        floor = _FLOOR * max(float(values[-1]), 1e-30)
-        logs.append((vectors * np.log(np.maximum(values, floor))) @ vectors.T)
-    ratio = strength * (logs[0] - logs[1])
-    values, vectors = np.linalg.eigh(ratio - np.trace(ratio) / d * np.eye(d))
-    bound = np.log(LARGEST)
-    root = (vectors * np.exp(np.clip(values, -bound, bound) / 2)) @ vectors.T
+def weights(defective: NDArray[np.float64], normal: NDArray[np.float64]) -> Floats:
+    """The symmetric map float32 (d, d) from the mean outer product of defects' differences (d, d); that of normal
+    pictures gives the scale alone: the mean square of theirs stays as it is.
+    """
+    shrunk = CORRELATED * defective + (1 - CORRELATED) * np.diag(np.diag(defective))
+    values, vectors = np.linalg.eigh(shrunk)
+    values = np.maximum(values, _FLOOR * max(float(values[-1]), 1e-30))
+    logs = STRENGTH * (np.log(values) - np.log(values).mean())
+    root = (vectors * np.exp(logs / 2)) @ vectors.T
     kept = float(np.trace(root @ normal @ root))
     return np.asarray(root * np.sqrt(np.trace(normal) / kept) if kept > 0 else root, np.float32)
 
@@ -190,7 +181,7 @@ def judge(normal: Compared, folds: NDArray[np.int64], defects: Compared, seed: i
     strange: list[NDArray[np.bool_]] = []
     for part in range(PARTS):
         inside, others, one = folds == part, folds != part, parts == part
-        learned = weights(normal.moments[others].mean(axis=0), defects.moments[~one].mean(axis=0))
+        learned = weights(defects.moments[~one].mean(axis=0), normal.moments.mean(axis=0))
         pairs = ((plain_maps, plain_odd[one]), (normal.maps(learned), defects[one].maps(learned)))
         for which, (maps, odd) in enumerate(pairs):
             if by_place:
@@ -199,7 +190,7 @@ def judge(normal: Compared, folds: NDArray[np.int64], defects: Compared, seed: i
             scores[which] += [top_mean(maps[inside]), top_mean(odd)]
         strange += [np.zeros(int(inside.sum()), bool), np.ones(int(one.sum()), bool)]
     plain, weighted = (float(roc_auc_score(np.concatenate(strange), np.concatenate(one))) for one in scores)
-    matrix = weights(normal.moments.mean(axis=0), defects.moments.mean(axis=0)) if weighted > plain else None
+    matrix = weights(defects.moments.mean(axis=0), normal.moments.mean(axis=0)) if weighted > plain else None
     return Attention(matrix, len(defects), plain, weighted)
 
 
