@@ -225,9 +225,7 @@ def _run(task: Task, scratch: Path) -> Fitted:
         stage.advance()
     clock("calibration")
     left_out = screened.left_out(task.training, task.dataset.root)
-    return Fitted(
-        training, left_out, screened.rows, detectors, held_out, calibration, prepared, seconds, attention
-    )
+    return Fitted(training, left_out, screened.rows, detectors, held_out, calibration, prepared, seconds, attention)
 
 
 def _fit_detector(
