@@ -73,7 +73,7 @@ def fit(
         str,
         typer.Option(
             help=(
-                "fast: a small memory bank, no VAE. balanced. accurate: larger pictures and a larger bank. Options "
+                "fast: a small memory bank, no VAE. balanced. accurate: a larger bank. Options "
                 "beside it go first. (Not the profile that `bentoml serve --arg` takes: that one is of processes.)"
             )
         ),
