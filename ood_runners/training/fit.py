@@ -131,22 +131,22 @@ def fit(
             stage.advance(note=stored_backbone.info.origin)
         names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
         task = Task(
-            dataset,
-            pictures,
-            stored_backbone,
-            names,
-            head,
-            chosen,
-            search,
-            budget,
-            alpha,
-            seed,
-            device,
-            precision,
-            progress,
-            augment,
-            contamination,
-            defects,
+            dataset=dataset,
+            training=pictures,
+            backbone=stored_backbone,
+            names=names,
+            head=head,
+            profile=chosen,
+            search=search,
+            budget=budget,
+            alpha=alpha,
+            seed=seed,
+            device=device,
+            precision=precision,
+            progress=progress,
+            augment=augment,
+            contamination=contamination,
+            defects=defects,
         )
         fitted = _run(task, scratch)
         with open_writer(product) as writer:
