@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from ood_runners.api.later import Later
 from ood_runners.telemetry import paths
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -21,12 +22,15 @@ async def known(request: Request) -> PlainTextResponse:
     return PlainTextResponse(request.url.path, headers={"trace": format(trace_id, "032x")})
 
 
-mounted = Starlette(routes=[Route("/known", known)])
+mounted = Later()  # as the public service mounts its own
 
 
 @bentoml.service(name="PathsService")
 @bentoml.asgi_app(mounted, path="/")
 class PathsService:
+    def __init__(self) -> None:
+        mounted.app = Starlette(routes=[Route("/known", known)])
+
     @bentoml.api
     def method(self, text: str) -> str:
         return text
