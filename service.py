@@ -50,8 +50,9 @@ class OODService:
         warn_if_open(keys)
         self.sockets = keep_sockets()
         graph = fused_graph(settings) if settings.profile == "fused" else self.graph()
-        http = app.app = create_app(upload_s=settings.upload_s, guarded=keys is not None)
+        http = create_app(upload_s=settings.upload_s, guarded=keys is not None)
         self.gateway = http.state.gateway = Gateway(graph, settings)
+        app.become(http)
 
     def graph(self) -> Graph:
         """The runners, each in a process of its own."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 
-class Later:
-    """An ASGI application that stands for `app`, which is set before the first request."""
+class Later(Starlette):
+    """Stands for an application that is given before the first request.
 
-    app: ASGIApp
+    A Starlette, since BentoML asks only those which paths they know, and leaves the others to its own routes.
+    """
 
-    @property
-    def routes(self) -> Sequence[BaseRoute]:
-        """Those of `app`, by whose paths metrics and spans are named."""
-        return list(getattr(self.app, "routes", ()))
+    def become(self, app: Starlette) -> None:
+        """Be `app` from now on."""
+        self._app = app
+        self.router = app.router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        await self.app(scope, receive, send)
+        await self._app(scope, receive, send)

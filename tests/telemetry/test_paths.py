@@ -29,7 +29,7 @@ mounted = Later()  # as the public service mounts its own
 @bentoml.asgi_app(mounted, path="/")
 class PathsService:
     def __init__(self) -> None:
-        mounted.app = Starlette(routes=[Route("/known", known)])
+        mounted.become(Starlette(routes=[Route("/known", known)]))
 
     @bentoml.api
     def method(self, text: str) -> str:
