@@ -63,7 +63,7 @@ def main() -> None:
 
         normal = judged(pictures[order[half:]])
         alarms = np.mean([one.verdict == "anomalous" for one in normal])
-        detectors = list(product.detectors)
+        detectors = list(product.own.detectors)
         print(f"\n| against | fused | {' | '.join(detectors)} | false alarms |")
         print("| --- " * (len(detectors) + 3) + "|")
         for name, load in sets.outside.items():

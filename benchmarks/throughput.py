@@ -62,11 +62,11 @@ def verdict(product: Product, jpegs: Sequence[bytes], took: Callable[[str], None
 
     pictures = np.stack([images.decode_at(data, product.input_size)[0] for data in jpegs])
     took("decode and resize")
-    assert product.network is not None
-    features = product.network(pictures)
+    assert product.own.network is not None
+    features = product.own.network(pictures)
     took("backbone")
     scores = dict(known)
-    for name, detector in product.detectors.items():
+    for name, detector in product.own.detectors.items():
         if name in known:
             continue
         if name == "vae":
@@ -132,7 +132,7 @@ def streams(product: Product, pure: FeatureNetwork, jpegs: Sequence[bytes], seco
     from ood_runners.pipeline import score_all
 
     pictures = [images.decode_at(data, product.input_size)[0][np.newaxis] for data in jpegs]
-    vae = {name: one for name, one in product.detectors.items() if name == "vae"}
+    vae = {name: one for name, one in product.own.detectors.items() if name == "vae"}
     known = [score_all(None, vae, one) for one in pictures]
 
     def whole(number: int) -> None:

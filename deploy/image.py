@@ -104,7 +104,7 @@ def write_context(folder: Path, bento: bentoml.Bento, pins: dict[str, str], gpu:
         shutil.copyfile(ROOT / "deploy" / name, folder / name)
     for name, version in pins.items():
         stored = read_version(name, version, verify=False)
-        for path in (stored.path, stored.backbone_path):
+        for path in (stored.path, *stored.backbone_paths.values()):
             target = folder / "models" / path.parent.name / path.name
             shutil.copytree(path, target, dirs_exist_ok=True)
     (folder / "requirements.txt").write_text("\n".join(requirements(gpu)) + "\n")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ood_runners.artifacts import LoadedVersions, read_version
+from ood_runners.artifacts import LoadedVersions, read_part
 from ood_runners.backbones.runtime import FeatureNetwork, choose_device
 from ood_runners.detectors.base import Detector
 from ood_runners.errors import OODError
@@ -134,7 +134,7 @@ def feature_engine(device: str, budget: int, max_batch: int) -> FeatureEngine:
     """The engine behind ResNet50Runner; `budget` is in bytes, `max_batch` in pictures."""
 
     def load(tag: str) -> Network:
-        stored = read_version(tag)
+        stored = read_part(tag)
         folder = stored.path if stored.manifest.backbone.precision == INT8 else stored.backbone_path
         weights = sum(file.stat().st_size for file in folder.glob("*.bin"))
         network = load_network(stored, device)
@@ -148,7 +148,7 @@ def detector_engine(name: str, device: str, budget: int, max_batch: int) -> Dete
     """The engine behind the runner of the detector `name`; `budget` is in bytes, `max_batch` in pictures."""
 
     def load(tag: str) -> Detector:
-        return load_detector(read_version(tag), name, device)
+        return load_detector(read_part(tag), name, device)
 
     def size(detector: Detector) -> int:
         arrays = detector.to_arrays()

@@ -11,6 +11,17 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
 POOLED_PREFIX = "pooled."
+AT = "@"  # joins a detector and the member of a version that it belongs to
+
+
+def scorer(detector: str, member: str = "") -> str:
+    """What a detector's score is called: ``memory_bank``, and ``memory_bank@resnet50-224`` where it is a member's."""
+    return f"{detector}{AT}{member}" if member else detector
+
+
+def detector_of(scorer: str) -> str:
+    """The detector that a score is from."""
+    return scorer.partition(AT)[0]
 
 
 @dataclass(frozen=True)

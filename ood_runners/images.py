@@ -156,6 +156,17 @@ def resize(picture: Picture, size: tuple[int, int]) -> Picture:
     return np.array(_resize(Image.fromarray(np.ascontiguousarray(picture)), size))
 
 
+def resize_all(pictures: Picture, size: tuple[int, int]) -> Picture:
+    """`resize` of each of the pictures, uint8 (n, h, w, 3), to (n, height, width, 3)."""
+    if pictures.shape[1:3] == tuple(size):
+        return pictures
+    return (
+        np.stack([resize(picture, size) for picture in pictures])
+        if len(pictures)
+        else np.empty((0, *size, 3), np.uint8)
+    )
+
+
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     if image.size == (width, height):

@@ -28,5 +28,5 @@ def pinned_models(pins: Mapping[str, str]) -> list[BentoModel]:
             stored = read_version(product, version, verify=False)
         except OODError as error:
             raise InvalidArgument(f"products={product}:{version}: {error.message}") from error
-        tags |= dict.fromkeys((stored.tag, Tag.from_str(stored.manifest.backbone.tag)))
+        tags |= dict.fromkeys((stored.tag, *map(Tag.from_str, stored.backbone_paths)))
     return [BentoModel(tag) for tag in tags]

@@ -17,7 +17,7 @@ from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.calibration import Calibration, Judgement
 from ood_runners.detectors import DETECTORS, Detector
 from ood_runners.errors import ArtifactError
-from ood_runners.features import Features, Scores
+from ood_runners.features import Features, Scores, scorer
 
 CALIBRATION, PROJECTION, GOLDEN = "calibration", "projection", "golden.png"
 INT8 = "int8"  # a precision of the backbone; its graph is in the version
@@ -67,7 +67,7 @@ def place(detector: Detector, device: str, threads: int | None) -> None:
 
 def load_calibration(stored: Stored) -> Calibration:
     """The version's calibration."""
-    return Calibration.from_arrays(stored.arrays(CALIBRATION), tuple(stored.manifest.detectors))
+    return Calibration.from_arrays(stored.arrays(CALIBRATION), stored.manifest.scorers)
 
 
 def load_golden(stored: Stored) -> NDArray[np.uint8]:
@@ -102,41 +102,69 @@ def score_all(
 
 
 @dataclass(frozen=True)
+class Part:
+    """A network, the size (h, w) of the pictures it sees, and the detectors that look at what it makes of them.
+
+    `network` is None where no detector looks at features.
+    """
+
+    size: tuple[int, int]
+    network: FeatureNetwork | None
+    detectors: Mapping[str, Detector]
+
+    @classmethod
+    def open(cls, stored: Stored, device: str = "auto", threads: int | None = None) -> Self:
+        """Of a version, or of a member of it (`Stored.member`); raises ArtifactError where something does not load."""
+        names, size = tuple(stored.manifest.detectors), stored.manifest.input
+        return cls(
+            size=(size.height, size.width),
+            network=load_network(stored, device, threads) if set(names) - PIXEL_DETECTORS else None,
+            detectors={name: load_detector(stored, name, device, threads) for name in names},
+        )
+
+    def raw_scores(self, pictures: NDArray[np.uint8]) -> dict[str, Scores]:
+        """Each detector's raw scores of pictures, uint8 (n, h, w, 3), of this size or larger."""
+        return score_all(self.network, self.detectors, images.resize_all(pictures, self.size))
+
+
+@dataclass(frozen=True)
 class Product:
     """A version with everything it needs to judge pictures in this process.
 
-    `classes` are the names that a judgement's ``predicted`` counts; `network` is None where no detector
-    looks at features.
+    `own` is its own network with its detectors, `members` are those beside it; `classes` are the names that a
+    judgement's ``predicted`` counts.
     """
 
     manifest: Manifest
     path: Path
-    network: FeatureNetwork | None
-    detectors: Mapping[str, Detector]
+    own: Part
+    members: Mapping[str, Part]
     calibration: Calibration
     classes: Sequence[str] | None
 
     @classmethod
     def open(cls, stored: Stored, device: str = "auto", threads: int | None = None) -> Self:
         """Load every part; raises ArtifactError where one does not load."""
-        names = tuple(stored.manifest.detectors)
         return cls(
             manifest=stored.manifest,
             path=stored.path,
-            network=load_network(stored, device, threads) if set(names) - PIXEL_DETECTORS else None,
-            detectors={name: load_detector(stored, name, device, threads) for name in names},
+            own=Part.open(stored, device, threads),
+            members={name: Part.open(stored.member(name), device, threads) for name in stored.manifest.members},
             calibration=load_calibration(stored),
             classes=class_names(stored),
         )
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width, in pixels, that pictures must have."""
-        return (self.manifest.input.height, self.manifest.input.width)
+        """Height and width, in pixels, that pictures must have; members see them no larger."""
+        return self.own.size
 
     def raw_scores(self, pictures: NDArray[np.uint8]) -> dict[str, Scores]:
-        """Each detector's raw scores of pictures, uint8 (n, h, w, 3) at the input size."""
-        return score_all(self.network, self.detectors, pictures)
+        """Raw scores of pictures, uint8 (n, h, w, 3) at the input size, by the names of `Manifest.scorers`."""
+        scores = self.own.raw_scores(pictures)
+        for name, member in self.members.items():
+            scores |= {scorer(detector, name): one for detector, one in member.raw_scores(pictures).items()}
+        return scores
 
     def judge(self, pictures: NDArray[np.uint8], alpha: float | None = None) -> list[Judgement]:
         """A judgement a picture; see `Calibration.judge`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,17 @@ def shared_weights() -> Path:
 @pytest.fixture
 def bento_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty model store for this test and for the processes it starts."""
+    with store_at(tmp_path / "bentoml", monkeypatch) as home:
+        yield home
+
+
+@contextmanager
+def store_at(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The model store in `home`, for this process and those it starts."""
     from bentoml._internal.configuration.containers import BentoMLContainer
     from bentoml._internal.models import ModelStore
 
-    home = tmp_path / "bentoml"
-    (home / "models").mkdir(parents=True)
+    (home / "models").mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("BENTOML_HOME", str(home))
     # BentoML reads the variable once a process, so this process's own store is set beside it.
     with (

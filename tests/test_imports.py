@@ -15,6 +15,7 @@ PACKAGE = "ood_runners"
 # From the bottom up; a part may import those before it and itself. What is not named here is a runner, or of the api.
 LAYERS = (
     "errors",
+    "sizes",
     "cores",
     "inference",
     "features",

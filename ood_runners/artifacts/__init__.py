@@ -13,6 +13,7 @@ from ood_runners.artifacts.manifest import (
     GoldenEntry,
     InputEntry,
     Manifest,
+    MemberEntry,
     SkippedFile,
 )
 from ood_runners.artifacts.names import check_product, parse, products
@@ -26,6 +27,7 @@ from ood_runners.artifacts.store import (
     exporting,
     find_backbone,
     open_writer,
+    read_part,
     read_version,
     save_arrays,
     write_backbone,
@@ -47,6 +49,7 @@ __all__ = [
     "InputEntry",
     "LoadedVersions",
     "Manifest",
+    "MemberEntry",
     "Pruned",
     "SkippedFile",
     "Stored",
@@ -69,6 +72,7 @@ __all__ = [
     "prune",
     "pull_version",
     "push_version",
+    "read_part",
     "read_version",
     "record_stamp",
     "resolve",

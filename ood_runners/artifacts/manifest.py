@@ -12,8 +12,10 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from ood_runners.artifacts.names import check_product
 from ood_runners.errors import ArtifactError, BadParameter
+from ood_runners.features import scorer
 
 SCHEMA_VERSION: Final = 1
+MEMBERS: Final = "members"  # the folder in a version that holds one folder a member
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -51,6 +53,7 @@ Sha256 = Annotated[str, AfterValidator(_check_sha256)]
 FileName = Annotated[str, AfterValidator(check_file_name)]
 ProductName = Annotated[str, AfterValidator(_product)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -91,6 +94,15 @@ class DetectorEntry(_Part):
 
     params: dict[str, Any] = {}
     info: dict[str, Any] = {}
+
+
+class MemberEntry(_Part):
+    """Another network, or another picture size, whose detectors have a say in the same verdict."""
+
+    backbone: BackboneEntry
+    input: InputEntry
+    features: FeaturesEntry
+    detectors: dict[str, DetectorEntry]
 
 
 class CalibrationEntry(_Part):
@@ -184,7 +196,11 @@ class _Stored(_Part):
 
 
 class Manifest(_Stored):
-    """One version of a product."""
+    """One version of a product.
+
+    `members` are networks and picture sizes beside its own; their files lie in ``members/<name>/``. What is asked
+    of a version is about its own network and size, except for `scorers`, `backbones` and `member`.
+    """
 
     kind: Literal["product"] = "product"
     product: ProductName
@@ -192,12 +208,31 @@ class Manifest(_Stored):
     input: InputEntry
     features: FeaturesEntry
     detectors: dict[str, DetectorEntry]
+    members: dict[MemberName, MemberEntry] = {}
     calibration: CalibrationEntry
     data: DataEntry
     metrics: dict[str, Any] = {}
     golden: GoldenEntry
     notes: list[str] = []
     cost: dict[str, Any] = {}
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """What all scores that are fused are called, in the calibration's order: ``detector``, ``detector@member``."""
+        others = (scorer(detector, name) for name, member in self.members.items() for detector in member.detectors)
+        return (*self.detectors, *others)
+
+    @property
+    def backbones(self) -> list[BackboneEntry]:
+        """Its own backbone and those of its members, each once."""
+        entries = [self.backbone, *(member.backbone for member in self.members.values())]
+        return list({entry.tag: entry for entry in entries}.values())
+
+    def member(self, name: str) -> Manifest:
+        """What a version that consists of one member says of itself; raises KeyError where there is none."""
+        root = f"{MEMBERS}/{name}/"
+        files = {path.removeprefix(root): digest for path, digest in self.files.items() if path.startswith(root)}
+        return self.model_copy(update={**dict(self.members[name]), "members": {}, "files": files})
 
 
 class BackboneManifest(_Stored):

@@ -93,7 +93,7 @@ def _unused_backbones(without: set[Tag], kept: list[str]) -> list[Tag]:
             if tag in without:
                 continue
             try:
-                needed.add(read_manifest(folder_of(tag), tag, Manifest).backbone.tag)
+                needed.update(entry.tag for entry in read_manifest(folder_of(tag), tag, Manifest).backbones)
             except ArtifactError:
                 kept.append(f"all backbones ({tag} is damaged, so that nobody knows which one it needs)")
                 return []

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from ood_runners.artifacts.catalogue import resolve
 from ood_runners.artifacts.files import explained, flush_tree, list_files, sha256
-from ood_runners.artifacts.manifest import WAYS_ON, BackboneManifest, Manifest
+from ood_runners.artifacts.manifest import MEMBERS, WAYS_ON, BackboneManifest, Manifest
 from ood_runners.artifacts.names import BACKBONE_PREFIX, RECORDS, folder_of, home, new_version, product_tag, versions_in
 from ood_runners.artifacts.staging import discard, publish, staging_folder
 from ood_runners.artifacts.verify import (
@@ -41,6 +41,7 @@ from ood_runners.errors import ArtifactError
 
 RECORDED_PACKAGES = ("bentoml", "faiss-cpu", "numpy", "openvino", "safetensors", "scikit-learn", "torch", "torchvision")
 ARRAYS_SUFFIX = ".safetensors"
+PART = "#"  # between a version's tag and the name of a member
 
 
 class BackboneLike(Protocol):
@@ -56,12 +57,27 @@ class BackboneLike(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """A version in the store: where it lies, what it says of itself, and its backbone's folder."""
+    """A version in the store, or one of its members: where it lies, what it says of itself, its backbones' folders.
+
+    `part` is the tag that the runners know it by: the version's, with ``#member`` for a member.
+    """
 
     path: Path
     tag: Tag
     manifest: Manifest
-    backbone_path: Path
+    backbone_paths: Mapping[str, Path]  # by tag
+    part: str = ""
+
+    @property
+    def backbone_path(self) -> Path:
+        return self.backbone_paths[self.manifest.backbone.tag]
+
+    def member(self, name: str) -> Stored:
+        """One of the version's members, to be opened like a version; ArtifactError where there is none."""
+        if name not in self.manifest.members:
+            raise ArtifactError(f"{self.tag} has no member {name!r}; {WAYS_ON}.")
+        manifest, path = self.manifest.member(name), self.path / MEMBERS / name
+        return Stored(path, self.tag, manifest, self.backbone_paths, f"{self.tag}{PART}{name}")
 
     @property
     def product(self) -> str:
@@ -119,7 +135,8 @@ class VersionWriter:
         filled = manifest.model_copy(
             update={"tag": str(self.tag), "packages": installed_packages() | manifest.packages}
         )
-        open_backbone(filled)
+        for entry in filled.backbones:
+            open_backbone(entry, filled.tag)
         metadata = {"alpha": manifest.calibration.alpha, "backbone": manifest.backbone.tag}
         with explained(home(), f"write {self.tag}"):
             _seal(self.path, self.tag, filled, metadata)
@@ -257,7 +274,15 @@ def read_version(product: str | Tag, version: str | None = None, *, verify: bool
     tag = resolve(product, version)
     folder = folder_of(tag)
     manifest = verify_folder(folder, tag, Manifest) if verify else read_manifest(folder, tag, Manifest)
-    return Stored(folder, tag, manifest, open_backbone(manifest, verify=verify))
+    paths = {entry.tag: open_backbone(entry, manifest.tag, verify=verify) for entry in manifest.backbones}
+    return Stored(folder, tag, manifest, paths, str(tag))
+
+
+def read_part(tag: str) -> Stored:
+    """The version of a tag, or of ``tag#member`` that member; raises as `read_version`."""
+    version, _, member = tag.partition(PART)
+    stored = read_version(version)
+    return stored.member(member) if member else stored
 
 
 def _seal(folder: Path, tag: Tag, manifest: Manifest | BackboneManifest, metadata: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""One file that carries a version, with the backbone it needs, from one store to another.
+"""One file that carries a version, with the backbones it needs, from one store to another.
 
-A plain tar: ``index.json`` first (both tags, and each member's size), then ``product/…`` and ``backbone/…``. It is
+A plain tar: ``index.json`` first (the tags, and each file's size), then ``product/…``, ``backbone/…`` and, for a
+version with members on other networks, ``backbone-1/…`` and so on. It is
 not compressed, since weights hardly shrink, and so it cannot swell either. `pack` and `unpack` work on streams, so
 that other places than a local file can be read and written the same way.
 """
@@ -37,11 +38,17 @@ class _Index(BaseModel):
     format: Literal[1] = 1
     product: str
     backbone: BackboneTag
+    others: list[BackboneTag] = []
     files: dict[FileName, Annotated[int, Field(ge=0)]]
+
+    @property
+    def backbones(self) -> dict[str, str]:
+        """Folder in the archive to the tag of the backbone that lies there."""
+        return {"backbone": self.backbone} | {f"backbone-{i}": tag for i, tag in enumerate(self.others, start=1)}
 
 
 def export_version(product: str | Tag, file: Path) -> Path:
-    """Write a verified version (without a version, the one in production) and its backbone to `file`; its full path.
+    """Write a verified version (without a version, the one in production) and its backbones to `file`; its full path.
 
     An existing file is replaced, in one step.
 
@@ -92,11 +99,13 @@ def import_version(file: Path) -> Tag:
 
 
 def pack(stored: Stored, stream: BinaryIO) -> None:
-    """Write a version and its backbone to a stream; equal versions give equal bytes."""
-    roots = {"product": stored.path, "backbone": stored.backbone_path}
+    """Write a version and its backbones to a stream; equal versions give equal bytes."""
+    first, *others = (entry.tag for entry in stored.manifest.backbones)
+    index = _Index(product=str(stored.tag), backbone=first, others=others, files={})
+    roots = {"product": stored.path} | {root: stored.backbone_paths[tag] for root, tag in index.backbones.items()}
     members = {f"{root}/{name}": path / name for root, path in roots.items() for name in list_files(path)}
     sizes = {name: path.stat().st_size for name, path in members.items()}
-    index = _Index(product=str(stored.tag), backbone=stored.manifest.backbone.tag, files=sizes)
+    index = index.model_copy(update={"files": sizes})
     text = index.model_dump_json(indent=1).encode()
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(_member(INDEX, len(text)), io.BytesIO(text))
@@ -114,13 +123,18 @@ def unpack(stream: BinaryIO, name: str) -> Tag:
                 _extract(tar, index, stage, name)
         except (tarfile.TarError, EOFError) as error:
             raise ArtifactError(f"{name} is damaged, or no file that `export` wrote ({error}).") from error
-        tag, backbone = product_tag(*parse(index.product)), Tag.from_str(index.backbone)
-        found = verify_folder(stage / "backbone", backbone, BackboneManifest)
+        tag = product_tag(*parse(index.product))
+        backbones = {root: Tag.from_str(backbone) for root, backbone in index.backbones.items()}
+        found = {
+            str(backbone): verify_folder(stage / root, backbone, BackboneManifest).sha256
+            for root, backbone in backbones.items()
+        }
         manifest = verify_folder(stage / "product", tag, Manifest)
-        if (manifest.backbone.tag, manifest.backbone.sha256) != (index.backbone, found.sha256):
+        if {entry.tag: entry.sha256 for entry in manifest.backbones} != found:
             raise ArtifactError(f"{name} carries another backbone than {tag} was fitted on; export it again.")
         flush_tree(stage)
-        place(stage / "backbone", backbone, BackboneManifest)
+        for root, backbone in backbones.items():
+            place(stage / root, backbone, BackboneManifest)
         place(stage / "product", tag, Manifest)
     return tag
 
@@ -158,10 +172,11 @@ def _read_index(tar: tarfile.TarFile, name: str) -> _Index:
 def _extract(tar: tarfile.TarFile, index: _Index, stage: Path, name: str) -> None:
     """Write exactly the index's members below `stage`; nothing else in the archive is ever written."""
     left = dict(index.files)
+    roots = {"product", *index.backbones}
     while (member := tar.next()) is not None:
         size = left.pop(member.name, None)
         root = member.name.partition("/")[0]
-        if size is None or member.size != size or not _plain_file(member) or root not in ("product", "backbone"):
+        if size is None or member.size != size or not _plain_file(member) or root not in roots:
             raise ArtifactError(f"{name} holds {member.name[:80]!r}, which its index does not allow; it is refused.")
         content = tar.extractfile(member)
         path = stage / member.name

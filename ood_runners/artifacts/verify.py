@@ -11,7 +11,7 @@ import yaml
 from bentoml import Tag
 
 from ood_runners.artifacts.files import list_files, sha256, sha256_once
-from ood_runners.artifacts.manifest import WAYS_ON, BackboneManifest, Manifest
+from ood_runners.artifacts.manifest import WAYS_ON, BackboneEntry, BackboneManifest, Manifest
 from ood_runners.artifacts.names import folder_of
 from ood_runners.errors import ArtifactError
 
@@ -94,20 +94,19 @@ def verify_folder(folder: Path, tag: Tag, kind: type[AnyManifest], *, remember: 
     return manifest
 
 
-def open_backbone(manifest: Manifest, *, verify: bool = True) -> Path:
-    """The folder of the backbone that a version was fitted on.
+def open_backbone(entry: BackboneEntry, needed_by: str, *, verify: bool = True) -> Path:
+    """The folder of a backbone that the version `needed_by` was fitted on.
 
     Raises
     ------
     ArtifactError
         The backbone is missing, damaged, or holds other weights than those of the fit.
     """
-    entry = manifest.backbone
     tag = Tag.from_str(entry.tag)
     folder = folder_of(tag)
     if not folder.is_dir():
         raise ArtifactError(
-            f"{manifest.tag} needs the backbone {tag}, which is not in the store; import the version again from a file "
+            f"{needed_by} needs the backbone {tag}, which is not in the store; import the version again from a file "
             "that `export` made, or fit again."
         )
     if verify:
@@ -115,5 +114,5 @@ def open_backbone(manifest: Manifest, *, verify: bool = True) -> Path:
     else:
         found = read_manifest(folder, tag, BackboneManifest)
     if found.sha256 != entry.sha256:
-        raise ArtifactError(f"{manifest.tag}: its backbone {tag} holds other weights than it was fitted on; {WAYS_ON}.")
+        raise ArtifactError(f"{needed_by}: its backbone {tag} holds other weights than it was fitted on; {WAYS_ON}.")
     return folder

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ood_runners.features import detector_of
 
 # Patches see small defects that the pooled detectors cannot. With a quarter for Mahalanobis the fused score was within
 # 0.1 points of the better of the two on eight sets, with a half 0.9 behind on one (docs/accuracy.md).
@@ -36,12 +39,14 @@ def knows_pictures(logits: NDArray[np.floating] | None) -> bool:
 
 
 def fusion_weights(names: Iterable[str], *, folders: bool, categories: bool) -> dict[str, float]:
-    """The weight of each detector in `names`, in their order.
+    """The weight of each score in `names`, in their order: a detector's, shared by the members that have it.
 
     `folders` says that the pictures came in class folders, `categories` that a head `knows_pictures`.
     """
     table = FOLDERS if folders else CATEGORIES if categories else INSPECTION
-    return {name: table[name] for name in names}
+    detectors = {name: detector_of(name) for name in names}
+    sharers = Counter(detectors.values())
+    return {name: table[detector] / sharers[detector] for name, detector in detectors.items()}
 
 
 def weights_from_probes(

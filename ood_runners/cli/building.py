@@ -10,6 +10,7 @@ import typer
 
 from ood_runners.cli.app import app, short
 from ood_runners.cli.interrupts import Interruptible
+from ood_runners.sizes import parse_size
 from ood_runners.training.progress import progress_for
 
 Data = Annotated[
@@ -23,17 +24,6 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    """``224`` or ``256x384`` (height x width) in pixels."""
-    try:
-        height, width = (int(part) for part in (text.split("x") if "x" in text else (text, text)))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no size; give 224, or HEIGHTxWIDTH such as 256x384.") from None
-    if min(height, width) < 32:
-        raise typer.BadParameter("the smallest size is 32 pixels.")
-    return height, width
 
 
 def _parse_alpha(value: float | None) -> float | None:
@@ -139,6 +129,17 @@ def fit(
     precision: Annotated[
         str, typer.Option(help="Of the backbone: float32; int8, faster on a CPU; auto takes int8 where it is as good.")
     ] = "auto",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BACKBONE[@SIZE][=FILE]",
+            help=(
+                "Another network (with weights of a file, if not its default ones), or the same one on smaller pictures, "
+                "whose memory bank and Gaussians have a say too; may be given several times, and each takes its time."
+            ),
+            show_default=False,
+        ),
+    ] = None,
     augment: Annotated[
         str | None,
         typer.Option(
@@ -177,9 +178,10 @@ def fit(
       fit photos/hazelnut --product hazelnut
       fit photos/hazelnut --product hazelnut --alpha 0.05 --no-promote
       fit photos/hazelnut --product hazelnut --profile fast --budget-ms 25
+      fit photos/hazelnut --product hazelnut --size 320 --also resnet50@224 --also efficientnet_lite0@224
       fit photos --product lab --weights classifier.safetensors --detectors softmax,mahalanobis
     """
-    pixels = None if size is None else _parse_size(size)
+    pixels = None if size is None else parse_size(size)
     from ood_runners.training.fit import fit as fit_product
 
     if backbone == "auto":
@@ -208,6 +210,7 @@ def fit(
         augment=augment,
         contamination=contamination,
         defects=defects,
+        also=also or (),
         progress=Interruptible(progress_for()),
     )
     for line in result.lines:

@@ -59,7 +59,7 @@ def show(name: Name) -> None:
         "created": f"{manifest.created:%Y-%m-%d %H:%M} UTC",
         "backbone": f"{manifest.backbone.tag} ({manifest.backbone.origin}, {manifest.backbone.precision})",
         "input": f"{manifest.input.height} x {manifest.input.width} pixels",
-        "detectors": ", ".join(manifest.detectors),
+        "detectors": ", ".join(manifest.scorers),
         "alpha": f"{calibration.alpha:.3g}{asked}",
         "calibration": f"{calibration.method}, {calibration.n} scores, {calibration.folds} folds",
         "data": f"{data.train_count} pictures, layout {data.layout}, fingerprint {data.fingerprint[:16]}",

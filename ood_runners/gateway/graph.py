@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_runners import images
 from ood_runners.batches import CALL
 from ood_runners.errors import OODError
 from ood_runners.features import POOLED_PREFIX, Features, Scores
 from ood_runners.gateway.calls import Item, Runner
-from ood_runners.gateway.served import Served
+from ood_runners.gateway.served import Served, ServedPart
 from ood_runners.gateway.timing import Timing
 from ood_runners.telemetry import metrics, tracing
 
@@ -57,12 +58,21 @@ class Graph:
         pictures : uint8 (h, w, 3) each, at the version's input size
         deadline : a time of ``time.monotonic()``
         """
+        found = await asyncio.gather(*(self._part(part, pictures, deadline, timing) for part in served.parts))
+        return [_joined(outcomes) for outcomes in zip(*found, strict=True)]
+
+    async def _part(
+        self, part: ServedPart, pictures: Sequence[NDArray[np.uint8]], deadline: float, timing: Timing
+    ) -> list[Outcome]:
+        """The scores of one part, of pictures that are of its size or larger."""
+        if any(picture.shape[:2] != part.size for picture in pictures):
+            pictures = await asyncio.to_thread(lambda: [images.resize(picture, part.size) for picture in pictures])
         chunks = [
-            _Chunk(self, served, pictures[start : start + CALL], deadline, timing)
+            _Chunk(self, part, pictures[start : start + CALL], deadline, timing)
             for start in range(0, len(pictures), CALL)
         ]
-        parts = await asyncio.gather(*(chunk.score() for chunk in chunks))
-        return [outcome for part in parts for outcome in part]
+        outcomes = await asyncio.gather(*(chunk.score() for chunk in chunks))
+        return [outcome for chunk in outcomes for outcome in chunk]
 
 
 @dataclass
@@ -70,7 +80,7 @@ class _Chunk:
     """Pictures that travel together; a picture that fails on the way leaves its error and the others go on."""
 
     graph: Graph
-    served: Served
+    part: ServedPart
     pictures: Sequence[NDArray[np.uint8]]
     deadline: float
     timing: Timing
@@ -78,27 +88,30 @@ class _Chunk:
     failed: dict[int, OODError] = field(default_factory=dict)
 
     async def score(self) -> list[Outcome]:
-        detectors = self.served.detectors
+        detectors = self.part.scorers
         rows = range(len(self.pictures))
         self.found = {row: {} for row in rows}
         pictures: dict[int, Item] = {row: {"pictures": picture} for row, picture in enumerate(self.pictures)}
         ways = []
-        if set(detectors) - {"vae"}:
+        if detectors.keys() - {"vae"}:
             ways.append(self._through_features(pictures))
         if "vae" in detectors:
             ways.append(self._detect("vae", self.graph.vae, pictures))
         await asyncio.gather(*ways)
-        return [self.failed.get(row) or self.found[row] for row in rows]
+        return [self.failed.get(row) or self._named(self.found[row]) for row in rows]
+
+    def _named(self, found: Mapping[str, Scores]) -> dict[str, Scores]:
+        return {self.part.scorers[detector]: scores for detector, scores in found.items()}
 
     async def _through_features(self, pictures: Mapping[int, Item]) -> None:
         features = await self._call("features", self.graph.features, pictures)
         if not features:
             return
         hops = []
-        if "memory_bank" in self.served.detectors:
+        if "memory_bank" in self.part.scorers:
             patches = {row: {"patches": item["patches"]} for row, item in features.items()}
             hops.append(self._detect("memory_bank", self.graph.memory_bank, patches))
-        if "mahalanobis" in self.served.detectors:
+        if "mahalanobis" in self.part.scorers:
             pooled = {row: _pooled(item) for row, item in features.items()}
             hops.append(self._detect("mahalanobis", self.graph.mahalanobis, pooled))
         hops.append(self._detect_here(features))
@@ -106,7 +119,7 @@ class _Chunk:
 
     async def _detect_here(self, features: Mapping[int, Item]) -> None:
         """The detectors that cost less than a hop."""
-        for name, detector in self.served.local.items():
+        for name, detector in self.part.local.items():
             with self.timing.stage(name):
                 # In a thread: some heads multiply by megabytes, and other requests wait for this one's thread.
                 scores = await asyncio.to_thread(detector.score, Features.from_items(list(features.values())))
@@ -123,7 +136,7 @@ class _Chunk:
         start = time.perf_counter()
         try:
             with self.timing.stage(stage):
-                shared = {"tag": self.served.tag} | tracing.baggage()
+                shared = {"tag": self.part.tag} | tracing.baggage()
                 answers = await runner.infer([shared | item for item in items.values()], self.deadline)
         except OODError as error:
             answers = [error] * len(items)
@@ -138,6 +151,16 @@ class _Chunk:
             computed = max(float(answer.get("seconds", 0.0)) for answer in answered.values())
             metrics.queue_seconds.labels(stage).observe(max(took - computed, 0.0))
         return answered
+
+
+def _joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """One picture's scores of all parts, or the first error among them."""
+    scores: dict[str, Scores] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, OODError):
+            return outcome
+        scores |= outcome
+    return scores
 
 
 def _pooled(item: Item) -> Item:

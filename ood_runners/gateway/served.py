@@ -9,15 +9,33 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_runners.artifacts import read_version
+from ood_runners.artifacts import Stored, read_version
 from ood_runners.calibration import Calibration
 from ood_runners.calibration.calibrator import Calibrator
 from ood_runners.detectors import Detector
-from ood_runners.features import Scores
+from ood_runners.features import Scores, scorer
 from ood_runners.pipeline import check_golden, class_names, load_calibration, load_detector, load_golden
 
 FUSED = "fused"  # beside the names of the detectors
 LOCAL = frozenset({"softmax"})  # costs less than a hop to a runner
+
+
+@dataclass(frozen=True)
+class ServedPart:
+    """What the runners know by one tag: the version's own network with its detectors, or a member's.
+
+    Attributes
+    ----------
+    tag : what the runners are asked for
+    size : height and width of the pictures that it sees
+    scorers : detector to what its score is called
+    local : the detectors that are scored in this process
+    """
+
+    tag: str
+    size: tuple[int, int]
+    scorers: Mapping[str, str]
+    local: Mapping[str, Detector]
 
 
 @dataclass(frozen=True)
@@ -28,8 +46,8 @@ class Served:
     ----------
     product, version, tag : its names
     size : height and width that pictures are resized to
-    detectors : names of its detectors
-    local : those that are scored in this process
+    detectors : what its scores are called
+    parts : what the runners are asked for
     calibration : raw scores to p-values and verdicts
     classes : names by class index, where the version knows classes
     golden : uint8 (h, w, 3), the picture that proves a loaded version
@@ -43,7 +61,7 @@ class Served:
     tag: str
     size: tuple[int, int]
     detectors: tuple[str, ...]
-    local: Mapping[str, Detector]
+    parts: Sequence[ServedPart]
     calibration: Calibration
     classes: Sequence[str] | None
     golden: NDArray[np.uint8]
@@ -80,11 +98,21 @@ def load(product: str, version: str) -> Served:
         version=version,
         tag=str(stored.tag),
         size=(manifest.input.height, manifest.input.width),
-        detectors=tuple(manifest.detectors),
-        local={name: load_detector(stored, name) for name in manifest.detectors if name in LOCAL},
+        detectors=manifest.scorers,
+        parts=[_part(stored), *(_part(stored.member(name), name) for name in manifest.members)],
         calibration=load_calibration(stored),
         classes=class_names(stored),
         golden=load_golden(stored),
         golden_scores=manifest.golden.scores,
         tolerance=manifest.golden.tolerance,
+    )
+
+
+def _part(stored: Stored, member: str = "") -> ServedPart:
+    detectors, size = stored.manifest.detectors, stored.manifest.input
+    return ServedPart(
+        tag=stored.part,
+        size=(size.height, size.width),
+        scorers={name: scorer(name, member) for name in detectors},
+        local={name: load_detector(stored, name) for name in detectors if name in LOCAL},
     )

@@ -134,11 +134,11 @@ def learning_curve(
     BadParameter
         The product has neither a memory bank nor Mahalanobis.
     """
-    names = [name for name in product.detectors if name in REFITTED]
+    names = [name for name in product.own.detectors if name in REFITTED]
     if not names:
         raise BadParameter(
             f"A learning curve needs {' or '.join(REFITTED)}, and this product has only "
-            f"{', '.join(product.detectors)}; fit one with either."
+            f"{', '.join(product.own.detectors)}; fit one with either."
         )
     rng = np.random.default_rng(seed)
     files = [dataset.train[i] for i in rng.permutation(len(dataset.train))]
@@ -160,7 +160,7 @@ def learning_curve(
     parts = np.arange(len(pictures)) % HELD_OUT  # their order is random already
     counts = _counts(first, len(pictures) - int((parts == 0).sum()))
     found: dict[int, list[float]] = {count: [] for count in counts}
-    network = product.network
+    network = product.own.network
     if network is None:
         raise RuntimeError(f"{', '.join(names)} without a network")
     total = len(pictures) + len(made) + HELD_OUT * len(counts)
@@ -213,7 +213,7 @@ def _scores(
     held_out: dict[str, Scores] = {}
     scores: dict[str, Scores] = {}
     for name in names:
-        params = product.detectors[name].params()
+        params = product.own.detectors[name].params()
         if name == "memory_bank":
             params["size"] = min(params["size"], SMALL_BANK)
         detector = DETECTORS[name](**params)

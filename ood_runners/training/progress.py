@@ -46,6 +46,17 @@ class SilentProgress:
         """Nothing."""
 
 
+class RenamedProgress:
+    """Another progress's stages under other names, for work that is done more than once."""
+
+    def __init__(self, progress: Progress, rename: Callable[[str], str]) -> None:
+        self._progress, self._rename = progress, rename
+
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Stage]:
+        """The stage of the other name."""
+        return self._progress.stage(self._rename(name), total)
+
+
 class BarProgress:
     """Bars on a terminal, with the remaining time; a finished stage leaves its line, stages may be nested."""
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from ood_runners import images
 from ood_runners.artifacts import Manifest, Stored, save_arrays
-from ood_runners.artifacts.manifest import LeftOutFile
+from ood_runners.artifacts.files import list_files
+from ood_runners.artifacts.manifest import MEMBERS, LeftOutFile
 from ood_runners.artifacts.store import VersionWriter
 from ood_runners.backbones.runtime import choose_device
 from ood_runners.calibration import Calibration, certificate
 from ood_runners.detectors import Detector, MemoryBank
-from ood_runners.features import Scores
+from ood_runners.features import Scores, scorer
 from ood_runners.pipeline import CALIBRATION, GOLDEN, INT8, PROJECTION, Product
 from ood_runners.training import contamination as contaminated
 from ood_runners.training.attention import Attention
@@ -65,26 +66,81 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What came of it.
+class FittedPart:
+    """What came of one network: its detectors, and their scores of the pictures calibrated on and of the probes.
 
-    `training` are the pictures that were fitted on; `held_out` scores are those of the pictures that are calibrated on,
-    whose places among all training pictures are `rows`.
+    `training` are the pictures that were fitted on.
     """
 
+    task: Task
     training: TrainingPictures
-    left_out: Sequence[LeftOutFile]
-    rows: NDArray[np.int64]
+    prepared: Prepared
     detectors: Mapping[str, Detector]
     held_out: Mapping[str, Scores]
-    calibration: Calibration
-    prepared: Prepared
-    seconds: Mapping[str, float]
-    attention: Attention | None = None
+    probed: Mapping[str, Scores]
+    attention: Attention | None
 
-    def facts(self, name: str) -> dict[str, Any]:
+    def save(self, folder: Path) -> None:
+        """Write the files of the network and its detectors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, detector in self.detectors.items():
+            save_arrays(folder, name, detector.to_arrays())
+        if self.prepared.projection is not None:
+            save_arrays(folder, PROJECTION, self.prepared.projection.to_arrays())
+        if self.prepared.graph is not None:
+            for file in self.prepared.graph.parent.iterdir():
+                shutil.copyfile(file, folder / file.name)
+
+    def entries(self, weights: Mapping[str, float], member: str = "") -> dict[str, Any]:
+        """What the manifest says of the network and its detectors; `weights` are those of all scores."""
+        info, (height, width) = self.task.backbone.info, self.task.profile.size
+        return {
+            "backbone": {
+                "name": info.name,
+                "tag": str(self.task.backbone.tag),
+                "sha256": info.sha256,
+                "origin": info.origin,
+                "precision": "float32" if self.prepared.graph is None else INT8,
+            },
+            "input": {"height": height, "width": width},
+            "features": self.prepared.wanted,
+            "detectors": {
+                name: {
+                    "params": detector.params(),
+                    "info": {"weight": weights[scorer(name, member)]}
+                    | detector.info()
+                    | self.task.augmentation(name)
+                    | self._learned(name),
+                }
+                for name, detector in self.detectors.items()
+            },
+        }
+
+    def _learned(self, name: str) -> dict[str, Any]:
         """What the manifest says of what a detector learned from labelled defects."""
         return {} if self.attention is None or name != MemoryBank.name else self.attention.facts()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of it all: the version's `own` network and its `members`, by name.
+
+    `held_out` are all scores of the pictures that are calibrated on, whose places among all training pictures
+    are `rows`.
+    """
+
+    own: FittedPart
+    members: Mapping[str, FittedPart]
+    left_out: Sequence[LeftOutFile]
+    rows: NDArray[np.int64]
+    held_out: Mapping[str, Scores]
+    calibration: Calibration
+    seconds: Mapping[str, float]
+
+    @property
+    def parts(self) -> list[FittedPart]:
+        """Its own and the members'."""
+        return [self.own, *self.members.values()]
 
 
 def write(
@@ -94,44 +150,24 @@ def write(
 
     `started` is when the fit began, a time of ``time.monotonic()``.
     """
-    for name, detector in fitted.detectors.items():
-        save_arrays(writer.path, name, detector.to_arrays())
+    fitted.own.save(writer.path)
+    for name, member in fitted.members.items():
+        member.save(writer.path / MEMBERS / name)
     save_arrays(writer.path, CALIBRATION, fitted.calibration.to_arrays())
-    if fitted.prepared.projection is not None:
-        save_arrays(writer.path, PROJECTION, fitted.prepared.projection.to_arrays())
-    if fitted.prepared.graph is not None:
-        for file in fitted.prepared.graph.parent.iterdir():
-            shutil.copyfile(file, writer.path / file.name)
-    save_arrays(writer.path, "thumbnails", thumbnails(fitted.training.pictures))
+    save_arrays(writer.path, "thumbnails", thumbnails(fitted.own.training.pictures))
     golden = task.training.pictures[fitted.rows[_typical(fitted)]]
     (writer.path / GOLDEN).write_bytes(images.encode_png(golden))
-    info, calibration, data = task.backbone.info, fitted.calibration, fitted.training
+    calibration, data = fitted.calibration, fitted.own.training
+    int8 = {scorer("int8", name): part.prepared.int8 for name, part in [("", fitted.own), *fitted.members.items()]}
     listed = {one.path for one in fitted.left_out}
     # The store hashes the files when it seals them; until then their names are enough to open them.
-    unsealed = {path.name: "0" * 64 for path in writer.path.iterdir()}
+    unsealed = dict.fromkeys(list_files(writer.path), "0" * 64)
     manifest = Manifest.model_validate(
         {
             "product": product,
-            "backbone": {
-                "name": info.name,
-                "tag": str(task.backbone.tag),
-                "sha256": info.sha256,
-                "origin": info.origin,
-                "precision": "float32" if fitted.prepared.graph is None else INT8,
-            },
-            "metrics": {"int8": fitted.prepared.int8} if fitted.prepared.int8 else {},
-            "input": {"height": task.profile.size[0], "width": task.profile.size[1]},
-            "features": fitted.prepared.wanted,
-            "detectors": {
-                name: {
-                    "params": detector.params(),
-                    "info": {"weight": calibration.weights[name]}
-                    | detector.info()
-                    | task.augmentation(name)
-                    | fitted.facts(name),
-                }
-                for name, detector in fitted.detectors.items()
-            },
+            **fitted.own.entries(calibration.weights),
+            "members": {name: one.entries(calibration.weights, name) for name, one in fitted.members.items()},
+            "metrics": {name: facts for name, facts in int8.items() if facts},
             "calibration": {
                 "method": "cross-fitted",
                 "n": calibration.n,
@@ -154,7 +190,9 @@ def write(
             "files": unsealed,
         }
     )
-    opened = Product.open(Stored(writer.path, writer.tag, manifest, task.backbone.path), task.device)
+    backbones = [part.task.backbone for part in fitted.parts]
+    paths = {str(backbone.tag): backbone.path for backbone in backbones}
+    opened = Product.open(Stored(writer.path, writer.tag, manifest, paths), task.device)
     judged = opened.judge(golden[np.newaxis])[0]
     raw = {name: one.score for name, one in judged.detectors.items()}
     seconds = {stage: round(value, 2) for stage, value in fitted.seconds.items()}
@@ -165,7 +203,7 @@ def write(
         "ms_by_batch": {str(size): round(ms, 2) for size, ms in taken.items()},
         "batch": best_batch(taken),
         "device": choose_device(task.device),
-        "mb": round(sum(file.stat().st_size for file in writer.path.iterdir()) / MB, 2),
+        "mb": round(sum((writer.path / name).stat().st_size for name in list_files(writer.path)) / MB, 2),
     }
     if task.budget:
         cost["budget"] = {"ms": task.budget.ms, "mb": task.budget.mb}

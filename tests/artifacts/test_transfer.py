@@ -213,7 +213,7 @@ def test_another_backbone_than_the_versions_own_is_refused(
     stream = io.BytesIO()
     entry = stored.manifest.backbone.model_copy(update={"tag": str(other)})
     swapped = stored.manifest.model_copy(update={"backbone": entry})
-    transfer.pack(artifacts.Stored(stored.path, stored.tag, swapped, names.folder_of(other)), stream)
+    transfer.pack(artifacts.Stored(stored.path, stored.tag, swapped, {str(other): names.folder_of(other)}), stream)
     _empty(bento_home)
     stream.seek(0)
     with pytest.raises(ArtifactError, match="another backbone"):

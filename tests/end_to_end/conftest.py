@@ -61,7 +61,7 @@ def encode(picture: NDArray[np.uint8], form: str = "PNG") -> bytes:
 class Fitted:
     """A store: `first` is in production of the product "parts", `second` is not; `plain`, of "plain", has no map.
 
-    The versions of "plain" cost little; `mapped` is not in production.
+    The versions of "plain" cost little; `mapped` has a member on smaller pictures and is not in production.
     """
 
     home: Path
@@ -134,9 +134,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
         first = pool.submit(fit, folder, home, "parts", "--precision", "int8")
         second = fit(folder, home, "parts", "--detectors", "memory_bank,softmax", "--seed", "1", "--no-promote", *FLOAT)
         plain = fit(folder, home, "plain", "--detectors", "mahalanobis", *FLOAT)
-        mapped = fit(
-            folder, home, "plain", "--detectors", "memory_bank,mahalanobis", "--seed", "1", "--no-promote", *FLOAT
-        )
+        options = ("--detectors", "memory_bank,mahalanobis", "--also", "efficientnet_lite0@64", "--no-promote", *FLOAT)
+        mapped = fit(folder, home, "plain", *options)
         return Fitted(home, first.result(), second, plain, mapped)
 
 
