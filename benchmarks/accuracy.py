@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py                        # all sets; minutes each on a quiet machine
     python benchmarks/accuracy.py --sets cookies --detectors memory_bank,mahalanobis --precision float32
+    python benchmarks/accuracy.py --sets cookies --size 320 --also resnet50_v1@224 --also efficientnet_lite0@224
     python benchmarks/accuracy.py --ablation --sets cookies,ball_screws
     python benchmarks/accuracy.py --anomalib-python VENV/bin/python         # its PatchCore and PaDiM beside ours
 
@@ -47,6 +48,7 @@ def measure(folder: Path, name: str, weights: Any, arguments: argparse.Namespace
     """Rows of the table: the fused score and each detector."""
     from ood_runners.artifacts import read_version
     from ood_runners.pipeline import Product
+    from ood_runners.sizes import parse_size
     from ood_runners.training.datasets import discover
     from ood_runners.training.evaluate import evaluate
     from ood_runners.training.fit import fit
@@ -62,6 +64,8 @@ def measure(folder: Path, name: str, weights: Any, arguments: argparse.Namespace
         precision=arguments.precision,
         profile=arguments.profile,
         seed=arguments.seed,
+        size=None if arguments.size is None else parse_size(arguments.size),
+        also=arguments.also,
     )
     product = Product.open(read_version(name.replace("_", "-")))
     found = evaluate(product, discover(folder))
@@ -189,6 +193,8 @@ def main() -> None:
     parser.add_argument("--detectors", help="names with commas between; all that the weights allow otherwise")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "int8"))
     parser.add_argument("--profile", default="balanced", choices=("fast", "balanced", "accurate"))
+    parser.add_argument("--size", metavar="PIXELS", help="as of `fit`")
+    parser.add_argument("--also", metavar="BACKBONE[@SIZE]", action="append", default=[], help="as of `fit`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--anomalib-python", metavar="FILE", help="an interpreter that has anomalib")
