@@ -203,7 +203,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*map(str, row))
-    Console(width=max(100, Console().width)).print(table)
+    Console(width=max(140, Console().width)).print(table)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def main() -> None:
                     more = " | | "
                     if name == "auto":
                         more = f"{told[0]} of {mixed}, {told[1]} | {told[2]}, {told[3]} | {told[4]}, {told[5]}"
-                    cells = f"{auroc:.3f} | {100 * alarms:.1f} % | {100 * hits:.0f} % | {more}"
+                    cells = f"{auroc:.4f} | {100 * alarms:.1f} % | {100 * hits:.0f} % | {more}"
                     print(f"| {Path(folder).name} | {100 * share:.0f} % | {name} | {cells} |", flush=True)
 
 

@@ -34,8 +34,7 @@ def network(pictures: np.ndarray) -> Features:
 def made_product(*detectors: object, classes: list[str] | None = None) -> SimpleNamespace:
     names = {one.name: one for one in detectors}  # type: ignore[attr-defined]
     return SimpleNamespace(
-        detectors=names,
-        network=network,
+        own=SimpleNamespace(detectors=names, network=network),
         input_size=(SIZE, SIZE),
         manifest=SimpleNamespace(data=SimpleNamespace(classes=classes)),
         calibration=SimpleNamespace(weights=dict.fromkeys(names, 1.0), alpha_requested=0.05),
