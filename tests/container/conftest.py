@@ -19,7 +19,7 @@ import pytest
 
 from tests.container.podman import podman
 from tests.container.proxy import Proxy, proxy
-from tests.end_to_end.conftest import FLOAT, ROOT, draw, encode, fit
+from tests.end_to_end.conftest import FLOAT, ROOT, defective, draw, encode, fit, many, normal  # noqa: F401 (fixtures)
 
 BASE = "localhost/ood-test-base"
 PAUSE = "localhost/ood-test-pause"  # what holds a pod together
@@ -160,19 +160,3 @@ def images(settings: Path, versions: Versions) -> Images:
 def service_proxy(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     with proxy(tmp_path_factory.mktemp("proxy"), places=4) as started:
         yield started
-
-
-@pytest.fixture(scope="session")
-def normal() -> bytes:
-    return encode(draw(1000))
-
-
-@pytest.fixture(scope="session")
-def defective() -> bytes:
-    return encode(draw(1000, defect=True))
-
-
-@pytest.fixture(scope="session")
-def many() -> list[bytes]:
-    """Pictures of which every other one is defective, as JPEG."""
-    return [encode(draw(2000 + seed, defect=seed % 2 == 1), "JPEG") for seed in range(12)]
