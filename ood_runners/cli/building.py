@@ -134,8 +134,8 @@ def fit(
         typer.Option(
             metavar="BACKBONE[@SIZE][=FILE]",
             help=(
-                "Another network (with weights of a file, if not its default ones), or the same one on smaller pictures, "
-                "whose memory bank and Gaussians have a say too; may be given several times, and each takes its time."
+                "Another network, with weights of a file or its default ones, or the same one on smaller pictures: "
+                "its memory bank and Gaussians have a say too. May be given several times; each takes its time."
             ),
             show_default=False,
         ),

@@ -91,8 +91,8 @@ def fit(
         "none" only names them
     defects : a folder of pictures of defects, of which the memory bank learns what to look at, if that helps
         (`training.attention`)
-    also : ``BACKBONE[@SIZE][=FILE]`` each: further networks and picture sizes whose memory bank and Gaussians have a say in
-        the same verdict (`training.members`)
+    also : ``BACKBONE[@SIZE][=FILE]`` each: further networks and picture sizes whose memory bank and Gaussians have a
+        say in the same verdict (`training.members`)
 
     Raises
     ------
