@@ -69,7 +69,7 @@ def features_of(folder: str, backbone: str, keep: Path) -> Pictures:
             for part, pictures in (("train", train), ("test", test)):
                 batches = [network(pictures[i : i + BATCH]) for i in range(0, len(pictures), BATCH)]
                 arrays = Features.concatenate(batches).to_arrays()
-                np.savez(place / f"{part}.npz", allow_pickle=False, **arrays)
+                np.savez(place / f"{part}.npz", allow_pickle=False, pictures=pictures, **arrays)
     loaded = [Features.from_arrays(dict(np.load(place / f"{part}.npz"))) for part in ("train", "test")]
     return Pictures(loaded[0], loaded[1], np.array([file.label != "good" for file in dataset.test]))
 

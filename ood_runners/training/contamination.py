@@ -4,10 +4,10 @@ Each patch is measured by its distance to the nearest patch of the m-th nearest 
 pictures and one more: defects of one kind cannot vouch for each other as long as they are at most a tenth of the
 folder. A picture's strangeness is that of its strangest hundredth, as in the memory bank.
 
-What is strange in one place is dropped: a memory bank that holds a defect forgives the next one like it. What is as
-strange in its calmest places as in its strangest, such as a picture under other light, shows no defect but another
-way of taking pictures; the detectors keep it, and only the calibration, whose threshold it would set alone, goes
-without it.
+What is strange is dropped: a memory bank that holds a defect forgives the next one like it. But a picture that is as
+strange in its calmest places as in its strangest, and whose brightness or contrast is clearly that of no other, shows
+no defect but another way of taking pictures; the detectors keep it, and only the calibration, whose threshold it would
+set alone, goes without it.
 
 Where one picture stands out so clearly, nobody has sorted the folder, and there may be more. So a second, lower limit
 counts then (as in Canny's edges: a weak one counts where there is a strong one), for the same distances of pooled
@@ -54,6 +54,9 @@ LEAST = 16  # pictures; among fewer nothing is called unusual
 REFERENCES, PATCHES = 200, 64  # pictures compared with, and patches of each
 # All over: the calmest fiftieth of the cells is raised by so large a part of the peak's rise.
 CALM, ALL_OVER = 0.02, 2 / 3
+# Taken under other light: its brightness or contrast stands out twice as clearly as patches must.
+LIT = 2.0
+EVERY = 4  # pixel in either direction; brightness needs no more
 _HALF_NORMAL = math.sqrt(2 / math.pi)  # mean of the upper half of a standard Gaussian
 CHUNK = 64
 
@@ -66,8 +69,8 @@ class Screened:
     ----------
     strangeness : float64 (n,), see `strangeness_of`
     limit : the strangeness from which on a picture is left out
-    dropped : bool (n,), strange in one place: neither fitted nor calibrated on
-    aside : bool (n,), strange all over: fitted on, not calibrated on
+    dropped : bool (n,), strange: neither fitted nor calibrated on
+    aside : bool (n,), strange all over and taken under other light: fitted on, not calibrated on
     held_back : bool (n,), above the lower limit: calibrated on, not fitted on
     lower : that limit
     """
@@ -108,7 +111,7 @@ class Screened:
             if self.dropped[i]:
                 what = "a place in it is unlike anything in the others"
             elif self.aside[i]:
-                what = "it is all over unlike the others"
+                what = "it is all over unlike the others, and taken under other light"
             elif self.held_back[i]:
                 what = "it is rather unlike the others, in a folder with one that clearly is"
             else:
@@ -137,7 +140,8 @@ def screen(
     by their pooled features where there are any.
 
     At most 200 pictures, drawn by `seed`, are compared with, by 64 patches of each that lie far apart. Where the
-    features are kept at `entry`, so are the distances.
+    features are kept at `entry`, so are the distances. Without the pictures themselves nobody knows their light, and
+    what is strange all over counts as taken under other light.
     """
     n = len(features)
     if n < LEAST or features.patches is None:
@@ -155,6 +159,8 @@ def screen(
     strangeness, limit = strangeness_of(peak), limit_of(CHANCE, n)
     strange = strangeness > limit
     raised = calm - np.median(calm) >= ALL_OVER * (peak - np.median(peak))
+    if features.pictures is not None and (strange & raised).any():
+        raised &= strangeness_of(light_distances(features.pictures)) > LIT * limit
     found = Screened(strangeness, limit, strange & ~raised, strange & raised, np.zeros(n, bool))
     if not strange.any():
         return found
@@ -208,6 +214,21 @@ def pooled_distances(features: Features, *, seed: int = 0) -> NDArray[np.float64
         distance = np.sqrt(np.partition(squared, m - 1, axis=1)[:, m - 1])
         total += distance / max(float(np.median(distance)), np.finfo(np.float32).tiny)
     return total / len(features.pooled)
+
+
+def light_distances(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """How far each picture's brightness and contrast lie from what is usual, float64 (n,): uint8 (n, h, w, 3).
+
+    The largest deviation, in robust standard deviations, of nine statistics from their medians: mean and standard
+    deviation of each channel, and the 2nd, 50th and 98th percentile of grey. A grey level more or less is nothing.
+    """
+    rows = []
+    for picture in pictures:
+        pixels = picture[::EVERY, ::EVERY].reshape(-1, 3).astype(np.float32)
+        grey = np.percentile(pixels.mean(axis=1), [2, 50, 98])
+        rows.append(np.concatenate([pixels.mean(axis=0), pixels.std(axis=0), grey]))
+    away = np.abs(np.stack(rows) - np.median(rows, axis=0))
+    return np.asarray((away / (1.4826 * np.median(away, axis=0) + 1)).max(axis=1), np.float64)
 
 
 def _references(n: int, seed: int) -> tuple[NDArray[np.int64], int]:

@@ -64,6 +64,18 @@ def test_a_picture_that_is_strange_all_over_is_fitted_on_and_not_calibrated_on()
     assert 7 in found.fitted and sorted(found.rows) == [i for i in range(N) if i not in (0, 7)]
 
 
+@pytest.mark.parametrize(("brighter", "aside"), [(60, [7]), (0, [])])
+def test_what_is_strange_all_over_under_the_same_light_is_dropped(brighter: int, aside: list[int]) -> None:
+    made = patches()
+    made[7] += 5
+    pictures = np.random.default_rng(0).integers(90, 130, (N, 32, 32, 3)).astype(np.uint8)
+    pictures += np.arange(N, dtype=np.uint8)[:, None, None, None] % 8  # some are a little brighter than others
+    pictures[7] += np.uint8(brighter)
+    found = screen(Features(made, pictures=pictures))
+    assert np.flatnonzero(found.aside).tolist() == aside
+    assert np.flatnonzero(found.dropped).tolist() == [7] * (not aside)
+
+
 def whole(seed: int = 1) -> np.ndarray:
     """Pooled features of which those of pictures 5 and 6 point elsewhere."""
     made = 5 + np.random.default_rng(seed).normal(size=(N, 2 * D)).astype(np.float32)
