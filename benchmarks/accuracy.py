@@ -140,16 +140,22 @@ def ablate(folder: Path, weights: Any, seed: int, scratch: Path) -> Mapping[str,
         training, stored, names, device="cpu", precision="float32", seed=seed, scratch=scratch, progress=quiet
     )
     network = prepared.network
-    if network is None:
-        raise RuntimeError("patches need a network")
+    if network is None or prepared.projection is None:
+        raise RuntimeError("patches need a network and a projection")
     tests = [images.resize(images.read(file.path), size) for file in data.test]
     parts = [network(np.stack(tests[i : i + 8])) for i in range(0, len(tests), 8)]
     judged, strange = Features.concatenate(parts), np.array([file.label != "good" for file in data.test])
     folds = np.random.default_rng(seed).permutation(len(training.pictures)) % 10
     masked = [i for i, file in enumerate(data.test) if file.label == "good" or file.mask is not None]
 
-    def run(k: int = 3, size_of_bank: int = ABLATION_BANK, weight: float = INSPECTION["mahalanobis"]) -> Any:
-        detectors = {"memory_bank": MemoryBank(size=size_of_bank, k=k, seed=seed), "mahalanobis": Mahalanobis()}
+    def run(
+        k: int = 3, size_of_bank: int = ABLATION_BANK, weight: float = INSPECTION["mahalanobis"], fine: bool = True
+    ) -> Any:
+        detectors: dict[str, Any] = {
+            "memory_bank": MemoryBank(size=size_of_bank, k=k, seed=seed),
+            "mahalanobis": Mahalanobis(),
+        }
+        detectors["memory_bank"].fine_ = prepared.projection.fine if fine else None
         held_out = {name: one.fit_held_out(prepared.features, folds) for name, one in detectors.items()}
         scores = {name: one.score(judged) for name, one in detectors.items()}
         calibration = Calibration.fit(held_out, {"memory_bank": 1.0, "mahalanobis": weight}, size, ALPHA)
@@ -176,6 +182,7 @@ def ablate(folder: Path, weights: Any, seed: int, scratch: Path) -> Mapping[str,
         "Mahalanobis counts a half": lambda: run(weight=0.5),
         "k = 1": lambda: run(k=1),
         "k = 9": lambda: run(k=9),
+        "the plain metric for the map as well": lambda: run(fine=False),
         "a quarter of the bank": lambda: run(size_of_bank=ABLATION_BANK // 4),
     }
     for name, choice in choices.items():

@@ -8,7 +8,7 @@ Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ from ood_runners.detectors.base import Detector, Probes, top_count, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
 from ood_runners.detectors.indexes import KINDS, Index, fit_effort
-from ood_runners.detectors.position import Position, explained, held_out
+from ood_runners.detectors.position import Position, by_place, explained, held_out
 from ood_runners.detectors.search import Search, recall
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
@@ -39,6 +39,9 @@ class MemoryBank(Detector):
 
     After `fit_held_out`, where the pictures' frame is filled alike (see `position`), distances are given in deviations
     from what held-out normal pictures have at the same place.
+
+    With a `fine_` metric the map shows the mean distance to the same k entries in that metric, while the picture's
+    score stays that of the plain one: places are found better where fine features count for more, pictures are not.
 
     Parameters
     ----------
@@ -71,6 +74,10 @@ class MemoryBank(Detector):
         What maps are measured by; None where they are distances.
     attention_ : float32 (d, d) or None
         What patches are multiplied by first, so that some directions count for more; set before the fit.
+    fine_ : float32 (d, d) or None
+        What patches are multiplied by for the map (`Projection.fine`); set before the fit.
+    fine_position_ : Position or None
+        What such maps are measured by.
     explained_ : float or None
         The share of the variance of held-out maps that the place explains, which decides on that.
     """
@@ -85,6 +92,8 @@ class MemoryBank(Detector):
         self.search = search
         self.threads: int | None = None
         self.attention_: NDArray[np.float32] | None = None
+        self.fine_: NDArray[np.float32] | None = None
+        self._fine_bank: NDArray[np.float32] | None = None
         self._search: Search | Index | None = None
         self._exact: Search | None = None
 
@@ -106,6 +115,7 @@ class MemoryBank(Detector):
         """
         self._choose(_patches(features), np.zeros(len(features), np.int64), progress)
         self.position_: Position | None = None
+        self.fine_position_: Position | None = None
         self.explained_: float | None = None
         return self
 
@@ -128,7 +138,7 @@ class MemoryBank(Detector):
         if len(np.unique(folds)) < 2:
             raise DataError("Held-out scores need at least two folds; give at least two normal pictures.")
         self._choose(_patches(features), folds, progress)
-        parts: list[Scores] = []
+        parts: list[NDArray[np.float32]] = []
         order: list[NDArray[np.int64]] = []
         for fold in np.unique(folds):
             rows = np.flatnonzero(folds == fold)
@@ -138,16 +148,15 @@ class MemoryBank(Detector):
             if probes is not None and len(made := probes.of(folds, fold)):
                 parts.append(self._score(probes.features, made, rest))
                 order.append(len(features) + made)
-        scores = Scores.concatenate(parts)[np.argsort(np.concatenate(order))]
-        return self._measured(
-            scores, folds if probes is None else np.append(folds, folds[probes.origin]), len(features)
-        )
+        maps = np.concatenate(parts, axis=1)[:, np.argsort(np.concatenate(order))]
+        return self._measured(maps, folds if probes is None else np.append(folds, folds[probes.origin]), len(features))
 
     def score(self, features: Features) -> Scores:
-        """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: its highest 1 %.
+        """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: the mean of the highest 1 %.
 
-        An index may overstate a cell of the map, never one of the highest 1 %: those are measured exactly, so that the
-        image score is what the exact search gives.
+        With `fine_`, ``image`` is that of the plain distances, which ``map`` does not show. An index may overstate a
+        cell of the map, never one of the highest 1 %: those are measured exactly, so that the image score is what the
+        exact search gives.
         """
         if self._search is None:
             self._search = self.index_ or self._open()
@@ -155,8 +164,11 @@ class MemoryBank(Detector):
             self.index_.threads = self.threads
             if self._exact is None:
                 self._exact = Search(self.bank_, self._k(), threads=self.threads)
-        scores = self._score(features, np.arange(len(features)), self._search)
-        return scores if self.position_ is None or scores.map is None else _of_maps(self.position_.apply(scores.map))
+        maps = self._score(features, np.arange(len(features)), self._search)
+        if self.position_ is None:
+            return _of_maps(maps)
+        places = (self.position_, self.fine_position_ or self.position_)
+        return _of_maps([place.apply(one) for place, one in zip(places, maps, strict=False)])
 
     def info(self) -> dict[str, Any]:
         """The number of entries, how they are searched, and the measured recall, of each index that was tried too."""
@@ -187,8 +199,11 @@ class MemoryBank(Detector):
             arrays["explained"] = np.array([self.explained_])
         if self.attention_ is not None:
             arrays["attention"] = self.attention_
-        if self.position_ is not None:
-            arrays |= {"centre": self.position_.centre, "spread": self.position_.spread}
+        if self.fine_ is not None:
+            arrays["fine"] = self.fine_
+        for name, place in (("", self.position_), ("fine_", self.fine_position_)):
+            if place is not None:
+                arrays |= {f"{name}centre": place.centre, f"{name}spread": place.spread}
         return arrays | (self.index_.to_arrays() if self.index_ is not None else {})
 
     @classmethod
@@ -197,8 +212,11 @@ class MemoryBank(Detector):
         detector.bank_, detector.source_, detector.fold_ = arrays["bank"], arrays["source"], arrays["fold"]
         detector.recall_ = float(arrays["recall"][0]) if "recall" in arrays else 0.0
         detector.explained_ = float(arrays["explained"][0]) if "explained" in arrays else None
-        detector.attention_ = arrays.get("attention")
-        detector.position_ = Position(arrays["centre"], arrays["spread"]) if "centre" in arrays else None
+        detector.attention_, detector.fine_ = arrays.get("attention"), arrays.get("fine")
+        detector.position_, detector.fine_position_ = (
+            Position(arrays[f"{name}centre"], arrays[f"{name}spread"]) if f"{name}centre" in arrays else None
+            for name in ("", "fine_")
+        )
         if detector.bank_.ndim != 2 or not len(detector.bank_):
             raise ArtifactError("The stored memory bank is empty or has no (entries, dimensions) shape.")
         detector.index_recall_, detector.index_excess_ = (
@@ -247,7 +265,7 @@ class MemoryBank(Detector):
 
     def _choose_search(self, patches: NDArray[Any], folds: NDArray[np.int64]) -> None:
         """Measure what may be taken, and take an index where one was asked for, or is less work, and finds enough."""
-        self._search = self._exact = self.index_ = None
+        self._search = self._exact = self.index_ = self._fine_bank = None
         self.recall_, self.index_recall_, self.index_excess_ = 0.0, {}, {}
         large = len(self.bank_) >= LARGE
         if self.search == INT8 or (large and self.search != EXACT):
@@ -276,49 +294,79 @@ class MemoryBank(Detector):
         largest = np.bincount(self.fold_).max() if len(np.unique(self.fold_)) > 1 else 0
         return min(self.k, len(self.bank_) - int(largest))
 
-    def _measured(self, scores: Scores, folds: NDArray[np.int64], n: int) -> Scores:
-        """Decide whether place counts, from held-out scores of n normal pictures, which those of probes may follow."""
-        if scores.map is None:
-            raise RuntimeError("held-out scores of a memory bank have maps")
-        self.explained_ = explained(scores.map[:n])
-        found = held_out(scores.map, folds, np.arange(len(scores)) < n)
-        self.position_ = None if found is None else found[0]
-        return scores if found is None else _of_maps(found[1])
+    def _measured(self, maps: NDArray[np.float32], folds: NDArray[np.int64], n: int) -> Scores:
+        """Decide whether place counts, from held-out maps of n normal pictures, which those of probes may follow."""
+        normal = np.arange(maps.shape[1]) < n
+        self.explained_ = explained(maps[0][:n])
+        self.position_ = self.fine_position_ = None
+        found = held_out(maps[0], folds, normal)
+        if found is None:
+            return _of_maps(maps)
+        self.position_, plain = found
+        if len(maps) == 1:
+            return _of_maps([plain])
+        self.fine_position_, fine = by_place(maps[1], folds, normal)
+        return _of_maps([plain, fine])
+
+    def _in_fine(
+        self, patches: NDArray[np.float32], entries: NDArray[np.int64], fine: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Mean distance float32 (n,) of patches (n, d) to their `entries` (n, k), both multiplied by `fine`."""
+        if self._fine_bank is None:
+            self._fine_bank = self.bank_.astype(np.float32) @ fine
+        moved = patches @ fine
+        total = np.zeros(len(patches), np.float32)
+        for nearest in entries.T:
+            apart = moved - self._fine_bank[nearest]
+            total += np.sqrt(np.einsum("ij,ij->i", apart, apart))
+        return total / np.float32(entries.shape[1])
 
     def _open(self, without: NDArray[np.bool_] | None = None) -> Search:
         """The search over all entries, or those left `without` some."""
         rounded = self.recall_ >= MIN_RECALL
         return Search(self.bank_, self._k(), rounded=rounded, without=without, threads=self.threads)
 
-    def _score(self, features: Features, rows: NDArray[np.int64], search: Search | Index) -> Scores:
+    def _score(self, features: Features, rows: NDArray[np.int64], search: Search | Index) -> NDArray[np.float32]:
+        """Maps of the pictures in `rows`, float32 (1 or 2, n, h, w): the plain ones and, with `fine_`, those of it."""
         patches = _patches(features)
         if patches.shape[-1] != self.bank_.shape[1]:
             raise DataError(
                 f"The patches have {patches.shape[-1]} dimensions and the memory bank {self.bank_.shape[1]}; "
                 "use the backbone and projection that the bank was fitted with."
             )
-        maps = np.empty((len(rows), *patches.shape[1:3]), np.float32)
+        maps = np.empty((1 if self.fine_ is None else 2, len(rows), *patches.shape[1:3]), np.float32)
         for start in range(0, len(rows), SEARCH_PICTURES):
             part = self._attended(finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features"))
-            squared, _ = search.search(part.reshape(-1, part.shape[-1]))
+            squared, entries = search.search(part.reshape(-1, part.shape[-1]))
             found = np.sqrt(squared).mean(axis=1).reshape(len(part), -1)
+            entries = entries.reshape(*found.shape, -1)
             if isinstance(search, Index) and self._exact is not None:
-                _settle(found, part.reshape(*found.shape, -1), self._exact, self.position_)
-            maps[start : start + SEARCH_PICTURES] = found.reshape(part.shape[:3])
-        return _of_maps(maps)
+                _settle(found, entries, part.reshape(*found.shape, -1), self._exact, self.position_)
+            maps[0, start : start + SEARCH_PICTURES] = found.reshape(part.shape[:3])
+            if self.fine_ is not None:
+                shown = self._in_fine(part.reshape(-1, part.shape[-1]), entries.reshape(found.size, -1), self.fine_)
+                maps[1, start : start + SEARCH_PICTURES] = shown.reshape(part.shape[:3])
+        return maps
 
 
-def _of_maps(maps: NDArray[np.float32]) -> Scores:
-    return Scores(image=top_mean(maps), map=maps)
+def _of_maps(maps: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> Scores:
+    """Pictures are scored by the first of the maps (n, h, w), and the last one is shown."""
+    return Scores(image=top_mean(maps[0]), map=maps[-1])
 
 
-def _settle(maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Search, position: Position | None) -> None:
+def _settle(
+    maps: NDArray[np.float32],
+    entries: NDArray[np.int64],
+    patches: NDArray[np.float32],
+    exact: Search,
+    position: Position | None,
+) -> None:
     """Measure the highest cells of each map, float32 (n, cells), exactly, until the highest 1 % are certain.
 
-    `patches` are float32 (n, cells, d); the highest are those by `position`, where there is one. What an index finds is
-    never nearer than what there is, so a cell that was not measured lies no higher than the map says: once as many as
-    `top_mean` looks at lie above all of those, the mean is exact. Twice as many are measured at first, and that is
-    mostly enough.
+    `patches` are float32 (n, cells, d) and `entries` int64 (n, cells, k) what was found nearest; the highest are those
+    by `position`, where there is one. What an index finds is never nearer than what there is, so a cell that was not
+    measured lies no higher than the map says: once as many as `top_mean` looks at lie above all of those, the mean is
+    exact. Twice as many are measured at first, and that is mostly enough.
     """
     count, cells = top_count(maps.shape[1]), maps.shape[1]
     centre, spread = np.zeros(cells, np.float32), np.ones(cells, np.float32)
@@ -330,7 +378,8 @@ def _settle(maps: NDArray[np.float32], patches: NDArray[np.float32], exact: Sear
     while len(rows) and done < cells:
         step = order[rows, done : done + 2 * count]
         done += step.shape[1]
-        squared, _ = exact.search(patches[rows[:, np.newaxis], step].reshape(-1, patches.shape[-1]))
+        squared, nearest = exact.search(patches[rows[:, np.newaxis], step].reshape(-1, patches.shape[-1]))
+        entries[rows[:, np.newaxis], step] = nearest.reshape(*step.shape, -1)
         measured = np.sqrt(squared).mean(axis=1).reshape(step.shape)
         # Rounding of the two searches apart, an exact distance is the smaller one.
         measured = np.minimum(measured, maps[rows[:, np.newaxis], step])

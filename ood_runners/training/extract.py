@@ -25,6 +25,7 @@ from ood_runners.training.progress import Progress
 BATCH = 8
 PROJECTION_PICTURES = 128  # 100,000 patches of 224 px, enough for a 1,536 x 1,536 covariance
 PROJECTION_DIM = 128
+FINE = 2.0  # how much larger the finest layer's channels are for the map alone; see docs/accuracy.md
 NEIGHBOURHOOD = 3
 
 
@@ -117,7 +118,10 @@ def fit_projection(
                 raise RuntimeError("a network asked for patches gave none")
             fitter.partial_fit(features.patches)
             stage.advance(len(part))
-    return fitter.finish(PROJECTION_DIM)
+    layers = [backbone.info.spec.layers[layer] for layer in wanted.patch_layers]
+    finest = min(layer.stride for layer in layers)
+    factors = [np.full(layer.channels, FINE if layer.stride == finest else 1.0) for layer in layers]
+    return fitter.finish(PROJECTION_DIM, enlarged=np.concatenate(factors) if len(layers) > 1 else None)
 
 
 def extract(network: FeatureNetwork, pictures: NDArray[np.uint8], scratch: Path, progress: Progress) -> Features:

@@ -132,7 +132,8 @@ def _opened(kept: Kept, training: TrainingPictures, backbone: StoredBackbone, de
     graph = kept.folder / GRAPH_FILE if record["graph"] else None
     projection = None
     if wanted.projection_dim is not None:
-        parts = {name: np.array(arrays.pop(PROJECTED + name)) for name in ("mean", "matrix")}
+        stored = [name for name in arrays if name.startswith(PROJECTED)]
+        parts = {name.removeprefix(PROJECTED): np.array(arrays.pop(name)) for name in stored}
         projection = Projection.from_arrays(parts)
     network = _network(training, backbone, wanted, projection, graph, device)
     features = replace(Features.from_arrays(arrays), pictures=training.pictures)

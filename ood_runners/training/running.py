@@ -110,15 +110,17 @@ def _fit_part(
         )
         clock(scorer("defects", member))
     weights = None if attention is None else attention.matrix
+    # Weights that were learned say what counts, in the map too.
+    fine = None if weights is not None or prepared.projection is None else prepared.projection.fine
     detectors: dict[str, Detector] = {}
     held_out: dict[str, Scores] = {}
     probed: dict[str, Scores] = {}
     for name in sorted(task.names, key=lambda name: bool(task.budget) and name == BANK):  # then it comes last
         bank = task.profile.bank
         if task.budget and name == BANK:
-            bank = _affordable(task, prepared, detectors, weights)
+            bank = _affordable(task, prepared, detectors, weights, fine)
             clock("budget")
-        detectors[name], scores = _fit_detector(task, name, features, light, labels, probes, rng, bank, weights)
+        detectors[name], scores = _fit_detector(task, name, features, light, labels, probes, rng, bank, weights, fine)
         unseen = contaminated.score_held_back(detectors[name], every, screened)
         held_out[name] = Scores.concatenate([scores[: len(features)][screened.calibrated], *unseen])
         probed[name] = scores[len(features) :]
@@ -144,11 +146,12 @@ def _fit_detector(
     rng: np.random.Generator,
     bank: int,
     attention: NDArray[np.float32] | None,
+    fine: NDArray[np.float32] | None,
 ) -> tuple[Detector, Scores]:
     """The fitted detector, and the held-out scores of the pictures, followed by those of the probes."""
     detector = DETECTORS[name](**({} if name == "mahalanobis" else {"seed": task.seed}))
     if isinstance(detector, MemoryBank):
-        detector.size, detector.search, detector.attention_ = bank, task.search, attention
+        detector.size, detector.search, detector.attention_, detector.fine_ = bank, task.search, attention, fine
     place(detector, task.device, None)
     if isinstance(detector, Softmax):
         detector.head = task.head
@@ -166,7 +169,11 @@ def _fit_detector(
 
 
 def _affordable(
-    task: Task, prepared: Prepared, others: Mapping[str, Detector], attention: NDArray[np.float32] | None
+    task: Task,
+    prepared: Prepared,
+    others: Mapping[str, Detector],
+    attention: NDArray[np.float32] | None,
+    fine: NDArray[np.float32] | None,
 ) -> int:
     """Entries of the largest bank that the budget leaves room for, beside the network and the other detectors."""
     picture = np.asarray(task.training.pictures[:1])
@@ -182,7 +189,7 @@ def _affordable(
     def cost_of(size: int) -> Cost:
         with task.progress.stage("budget", total=1) as stage:
             bank = MemoryBank(size=size, seed=task.seed, search=task.search)
-            bank.attention_ = attention
+            bank.attention_, bank.fine_ = attention, fine
             cost = trial(prepared.features, bank)
             stage.advance(note=f"{size} entries: {besides.ms:.1f} + {cost.ms:.1f} ms")
         return cost

@@ -79,3 +79,21 @@ def test_bias_and_arrays(patches: NDArray[np.float32]) -> None:
     )
     again = Projection.from_arrays(projection.to_arrays())
     np.testing.assert_array_equal(again.apply(patches), projection.apply(patches))
+
+
+def test_the_fine_map_leads_to_the_projection_of_enlarged_channels(patches: NDArray[np.float32]) -> None:
+    factors = np.where(np.arange(12) < 4, 2.0, 1.0)
+    projection = ProjectionFitter().partial_fit(patches).finish(12, enlarged=factors)
+    enlarged = ProjectionFitter().partial_fit(patches * factors.astype(np.float32)).finish(12)
+    # With all components nothing is lost, so that distances are those of the enlarged patches' own projection.
+    rows = patches.reshape(-1, 12)[:50]
+    near = projection.apply(rows) @ projection.fine
+    expected = enlarged.apply(rows * factors.astype(np.float32))
+    apart, wanted = (np.linalg.norm(one[:, None] - one[None], axis=2) for one in (near, expected))
+    np.testing.assert_allclose(apart, wanted, rtol=2e-2, atol=1e-2)
+    assert not np.allclose(
+        wanted, np.linalg.norm(projection.apply(rows)[:, None] - projection.apply(rows)[None], axis=2)
+    )
+    again = Projection.from_arrays(projection.to_arrays())
+    np.testing.assert_array_equal(again.fine, projection.fine)
+    assert ProjectionFitter().partial_fit(patches).finish(12).fine is None

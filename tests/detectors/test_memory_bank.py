@@ -321,3 +321,28 @@ def test_attention_is_the_same_as_weighted_patches_and_is_stored() -> None:
     np.testing.assert_array_equal(again.score(queries).map, scores.map)
     singly = np.concatenate([again.score(queries[[i]]).map for i in range(5)])
     np.testing.assert_allclose(singly, scores.map, rtol=1e-5)
+
+
+@pytest.mark.parametrize("search", ["exact", "pq"])
+def test_the_map_is_measured_to_the_same_entries_in_a_metric_of_its_own(search: str) -> None:
+    features, folds, queries = spread(30, 5), np.arange(30) % 5, spread(6, 8)
+    d = features.patches.shape[-1]
+    fine = np.diag(np.linspace(0.2, 3, d)).astype(np.float32)
+    plain, detector = MemoryBank(size=1_500, search="exact"), MemoryBank(size=1_500, search=search)
+    detector.fine_ = fine
+    before, held_out = plain.fit_held_out(features, folds), detector.fit_held_out(features, folds)
+    np.testing.assert_allclose(held_out.image, before.image, rtol=1e-4)  # pictures are scored as they are without
+    scores = detector.score(queries)
+    np.testing.assert_allclose(scores.image, plain.score(queries).image, rtol=1e-3)
+    # By brute force: the nearest entries in the plain metric, measured in the other.
+    rows = queries.patches.reshape(-1, d).astype(np.float64)
+    bank = detector.bank_.astype(np.float64)
+    _, nearest = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(bank).kneighbors(rows)
+    expected = np.linalg.norm((rows[:, np.newaxis] - bank[nearest]) @ fine, axis=2).mean(axis=1)
+    assert detector.fine_position_ is not None and detector.position_ is not None
+    found = scores.map * detector.fine_position_.spread + detector.fine_position_.centre
+    close = np.isclose(found.ravel(), expected, rtol=1e-3)
+    assert close.mean() > (0.99 if search == "exact" else 0.8)
+    loaded = MemoryBank.from_arrays({k: v.copy() for k, v in detector.to_arrays().items()}, detector.params())
+    np.testing.assert_array_equal(loaded.score(queries).map, scores.map)
+    assert_same(scores, Scores.concatenate([loaded.score(queries[i : i + 1]) for i in range(6)]))
