@@ -203,16 +203,13 @@ def _torch_engine(arrays: Mapping[str, NDArray[Any]], latent: int, device: str) 
     import torch
 
     from ood_runners.detectors import vae_network
+    from ood_runners.torch_inference import Buckets
 
     weights = {k.removeprefix(WEIGHTS_PREFIX): v for k, v in arrays.items() if k.startswith(WEIGHTS_PREFIX)}
     height, width = arrays["size"].tolist()
     module = vae_network.restore(weights, (height, width), latent, device)
-
-    def run(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return module(torch.from_numpy(pictures).to(device)).cpu().numpy()
-
-    return run
+    buckets = Buckets(lambda pictures: {"map": module(pictures)}, (height, width, 3), torch.device(device))
+    return lambda pictures: buckets(pictures)["map"]
 
 
 def _pictures(features: Features) -> NDArray[np.uint8]:

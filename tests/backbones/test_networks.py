@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ood_runners.backbones import BACKBONES, get_spec
-from ood_runners.backbones.networks import TapNetwork, build_network
+from ood_runners.backbones.networks import TapNetwork, build_network, fold_norms
 from ood_runners.backbones.weights import load_weights
 from ood_runners.images import read, resize
 
@@ -50,6 +50,39 @@ def test_taps_are_torchvisions(resnet18_state: dict[str, Tensor], pictures: NDAr
     assert torch.allclose(outputs["logits"], reference(x), atol=1e-5)
     stem = reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))
     assert torch.allclose(outputs["layer2"], reference.layer2(reference.layer1(stem)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_folded_normalisations_change_nothing(
+    name: str, resnet18_state: dict[str, Tensor], pictures: NDArray[np.uint8]
+) -> None:
+    network = TapNetwork(name, resnet18_state if name == "resnet18" else load_weights(name, None)[0])
+    before = network(torch.from_numpy(pictures))
+    fold_norms(network.network)
+    for plain, folded in zip(before, network(torch.from_numpy(pictures)), strict=True):
+        assert float((plain - folded).abs().max()) < 1e-5 * float(plain.abs().max())
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_normalisation_is_folded(name: str) -> None:
+    with torch.device("meta"):
+        network = build_network(name)[0]
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    fold_norms(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+
+
+def test_all_but_the_logits_are_computed_in_what_is_asked_for(
+    resnet18_state: dict[str, Tensor], pictures: NDArray[np.uint8]
+) -> None:
+    network = TapNetwork("resnet18", resnet18_state)
+    before = network(torch.from_numpy(pictures))
+    fold_norms(network.network)
+    network.compute_in(torch.bfloat16)
+    found = network(torch.from_numpy(pictures))
+    assert [one.dtype for one in found] == [torch.bfloat16] * 4 + [torch.float32]
+    for plain, rough in zip(before, found, strict=True):
+        assert 1e-4 < float((plain - rough).abs().max() / plain.abs().max()) < 0.05
 
 
 def test_the_two_resnet50_differ_in_where_they_stride() -> None:
