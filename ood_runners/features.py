@@ -55,6 +55,14 @@ class Features:
         pooled = {k.removeprefix(POOLED_PREFIX): v for k, v in arrays.items() if k.startswith(POOLED_PREFIX)}
         return cls(arrays.get("patches"), pooled, arrays.get("logits"), arrays.get("pictures"))
 
+    @property
+    def whole(self) -> Features:
+        """Without patches and pixels: what describes whole pictures, some kilobytes each.
+
+        Of a large folder's patches and pixels a copy does not fit into memory.
+        """
+        return Features(pooled=self.pooled, logits=self.logits)
+
     def __len__(self) -> int:
         return next((len(array) for array in self.to_arrays().values()), 0)
 

@@ -22,6 +22,7 @@ from ood_runners.detectors.checks import pooled_features
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
 
+ROWS = 1_024  # pictures at once, in float64
 RELATIVE_RANK = 1e-10  # eigenvalues below this share of the largest are rounding
 RELATIVE_FLOOR = 1e-8  # smallest variance, as a share of the mean square: keeps features that never vary finite
 
@@ -55,21 +56,27 @@ class Gaussian:
 
         `rest` is the variance in the directions that the sample says nothing of, instead of the estimate's own.
         """
-        from sklearn.covariance import ledoit_wolf_shrinkage
-
-        x = features.astype(np.float64)
-        n, d = x.shape
-        mean = x.mean(axis=0)
-        centred = x - (mean if means is None else means)
-        shrinkage = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
-        # The smaller of the two products has the same variances, and is far quicker than singular values.
-        variances, vectors = np.linalg.eigh((centred @ centred.T if n <= d else centred.T @ centred) / n)
+        n, d = features.shape
+        mean = features.mean(axis=0, dtype=np.float64)
+        sides = min(n, d)
+        products = np.zeros((sides, sides))
+        lengths, mean_square = np.empty(n), 0.0  # squared lengths of the deviations; mean square of the features
+        for start in range(0, n, n if n <= d else ROWS):
+            rows = slice(start, start + (n if n <= d else ROWS))
+            part = features[rows].astype(np.float64)
+            mean_square += float(np.vdot(part, part)) / (n * d)
+            part -= mean if means is None else means[rows]
+            lengths[rows] = np.einsum("ij,ij->i", part, part)
+            # The smaller of the two products has the same variances, and is far quicker than singular values.
+            products += part @ part.T if n <= d else part.T @ part
+        shrinkage = _shrinkage(products, lengths, d)
+        variances, vectors = np.linalg.eigh(products / n)
         kept = variances > max(RELATIVE_RANK * float(variances.max()), np.finfo(np.float32).tiny)
         variances, vectors = variances[kept], vectors[:, kept]
-        basis = centred.T @ (vectors / np.sqrt(n * variances)) if n <= d else vectors
-        least = max(RELATIVE_FLOOR * float(np.mean(x**2)), 1e-12)
+        basis = part.T @ (vectors / np.sqrt(n * variances)) if n <= d else vectors
         if rest is None:
-            rest = max(shrinkage * float(np.mean(centred**2)), least)
+            least = max(RELATIVE_FLOOR * mean_square, 1e-12)
+            rest = max(shrinkage * float(lengths.mean()) / d, least)
         scale = 1 / np.sqrt((1 - shrinkage) * variances + rest)
         return cls(
             mean.astype(np.float32),
@@ -219,6 +226,22 @@ def _gaussians(arrays: Mapping[str, NDArray[Any]], kind: str) -> dict[str, Gauss
     layers = [name.removeprefix(prefix) for name in arrays if name.startswith(prefix)]
     fields = ("mean", "basis", "scale", "floor")
     return {layer: Gaussian(*(arrays[f"{kind}.{field}.{layer}"] for field in fields)) for layer in layers}
+
+
+def _shrinkage(products: NDArray[np.float64], lengths: NDArray[np.float64], d: int) -> float:
+    """Ledoit and Wolf's shrinkage (their lemmas 3.2 to 3.4) of n deviations of d features, 0 to 1.
+
+    From the products of the deviations X, X X^T or X^T X, whose squares have one sum, and from their squared lengths
+    (n,): no more memory than that, whatever n.
+    """
+    n = len(lengths)
+    if d == 1:
+        return 0.0
+    mean_variance = float(lengths.mean()) / d
+    squares = float(np.vdot(products, products)) / n**2
+    spread = squares / d - mean_variance**2
+    noise = (float(np.vdot(lengths, lengths)) / n - squares) / (n * d)
+    return 0.0 if noise <= 0 or spread <= 0 else min(noise / spread, 1.0)
 
 
 def _square(rows: NDArray[np.float32]) -> NDArray[np.float32]:

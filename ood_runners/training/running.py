@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,10 @@ def _fit_detector(
     if isinstance(detector, MemoryBank):
         detector.size, detector.search, detector.attention_, detector.fine_ = bank, task.search, attention, fine
     place(detector, task.device, None)
+    if not detector.localises:  # it looks at no patches, and is fitted to copies of parts of the folder
+        features = features.whole
+        light = None if light is None else light.whole
+        probes = None if probes is None else replace(probes, features=probes.features.whole)
     if isinstance(detector, Softmax):
         detector.head = task.head
         if (layer := read_classifier(task.backbone.path)) is not None:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.covariance import LedoitWolf
 
 from ood_runners.detectors.base import Probes
-from ood_runners.detectors.mahalanobis import Gaussian, Mahalanobis
+from ood_runners.detectors.mahalanobis import ROWS, Gaussian, Mahalanobis
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
 
@@ -34,7 +34,7 @@ def assert_same(left: Scores, right: Scores) -> None:
     np.testing.assert_allclose(left.image, right.image, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("n", "d"), [(30, 200), (50, 50), (51, 50), (400, 50)])
+@pytest.mark.parametrize(("n", "d"), [(30, 200), (50, 50), (51, 50), (400, 50), (2 * ROWS + 7, 50)])
 def test_distance_equals_scikit_learn(n: int, d: int) -> None:
     x, queries = sample(n, d), sample(25, d, seed=1) * 1.5
     reference = LedoitWolf().fit(x.astype(np.float64))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ood_runners.detectors import vae_network
 from ood_runners.detectors.base import Probes
-from ood_runners.detectors.vae import Vae
+from ood_runners.detectors.vae import Vae, _torch_engine
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
 
@@ -118,11 +118,9 @@ def test_a_batch_scores_as_its_pictures_one_by_one(trained: Trained) -> None:
 
 
 def test_torch_on_the_stored_weights_scores_as_the_compiled_network(trained: Trained) -> None:
-    arrays = trained.detector.to_arrays()
-    weights = {k.removeprefix("weights."): v for k, v in arrays.items() if k.startswith("weights.")}
-    module = vae_network.restore(weights, SIZE, 8, "cpu")
-    with torch.inference_mode():
-        maps = module(torch.from_numpy(trained.normal)).numpy()
+    engine = _torch_engine(trained.detector.to_arrays(), 8, "cpu")  # a GPU's, on the CPU
+    maps = engine(trained.normal)
+    assert maps.dtype == np.float32
     np.testing.assert_allclose(maps, trained.scores.map, rtol=1e-3, atol=2e-3)
 
 

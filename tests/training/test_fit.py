@@ -15,7 +15,7 @@ import pytest
 from ood_runners import images
 from ood_runners.artifacts import list_versions, production, products, read_version, write_backbone
 from ood_runners.backbones import BackboneInfo, export_backbone
-from ood_runners.detectors import vae_network
+from ood_runners.detectors import Mahalanobis, MemoryBank, Softmax, vae_network
 from ood_runners.errors import BadParameter, DataError
 from ood_runners.pipeline import Product, load_golden
 from ood_runners.training import fit as fitting
@@ -101,6 +101,26 @@ def test_all_four_detectors_and_the_named_class(bento_home, tmp_path):
         assert judged.detectors[name].score == pytest.approx(score, rel=1e-4)
     picture = images.resize(stripes(3).transpose(1, 0, 2).copy(), (64, 64))
     assert product.classes[product.judge(picture[None])[0].predicted] == "fine"
+
+
+def test_detectors_of_whole_pictures_are_fitted_without_copies_of_patches(bento_home, folder, monkeypatch):
+    """Each fold's fit copies what it is given, which is gigabytes where a large folder's patches are in it."""
+    seen = {}
+
+    def watch(kind):
+        real = kind.fit_held_out
+
+        def fit_held_out(self, features, folds, labels=None, *, probes=None, **options):
+            seen[self.name] = [of.patches is None and of.pictures is None for of in (features, probes.features)]
+            return real(self, features, folds, labels, probes=probes, **options)
+
+        monkeypatch.setattr(kind, "fit_held_out", fit_held_out)
+
+    for kind in (Mahalanobis, MemoryBank, Softmax):
+        watch(kind)
+    names = ["memory_bank", "mahalanobis", "softmax"]
+    fit(folder, product="stripes", backbone=BACKBONE, size=(64, 64), detectors=names, alpha=0.1)
+    assert seen == {"mahalanobis": [True, True], "softmax": [True, True], "memory_bank": [False, False]}
 
 
 @pytest.mark.parametrize("head", ["auto", "react"])
