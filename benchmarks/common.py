@@ -94,12 +94,14 @@ class Fitted:
     wall : seconds of the whole command, imports and the export of the backbone with it
     seconds : by stage, as the manifest has them
     peak : bytes, the highest resident memory of the process
+    own : bytes, the highest of what of it is no mapped file
     """
 
     tag: str
     wall: float
     seconds: Mapping[str, float]
     peak: int
+    own: int = 0
 
 
 def fit_product(folder: Path, home: Path, product: str, weights: Weights, **options: Any) -> Fitted:
@@ -108,7 +110,7 @@ def fit_product(folder: Path, home: Path, product: str, weights: Weights, **opti
     asked = {"folder": str(folder), "product": product, "backbone": weights.backbone, "weights": str(weights.path)}
     command = [sys.executable, str(ROOT / "benchmarks" / "fitting.py"), json.dumps(asked | options)]
     answer, wall = run_timed(command, {"BENTOML_HOME": str(home)})
-    return Fitted(answer["tag"], wall, answer["seconds"], answer["peak"])
+    return Fitted(answer["tag"], wall, answer["seconds"], answer["peak"], answer["own"])
 
 
 def run_timed(command: Sequence[str], more: Mapping[str, str], *, quiet: bool = False) -> tuple[dict[str, Any], float]:

@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from peak_memory import peak_memory
+from peak_memory import OwnMemory, peak_memory
 
 from ood_runners.training.fit import fit
 from ood_runners.training.progress import progress_for
 
 
 def main(options: dict[str, Any]) -> None:
+    own = OwnMemory()
     if "bank" in options:
         options["bank_size"] = options.pop("bank")
     if options.pop("brief_vae", False):
@@ -30,7 +31,8 @@ def main(options: dict[str, Any]) -> None:
     if "size" in options:
         options["size"] = tuple(options["size"])
     result = fit(folder, weights=weights, progress=progress_for(), **options)
-    print(json.dumps({"tag": result.tag, "seconds": result.manifest.cost["seconds"], "peak": peak_memory()}))
+    seconds = result.manifest.cost["seconds"]
+    print(json.dumps({"tag": result.tag, "seconds": seconds, "peak": peak_memory(), "own": own.peak}))
 
 
 if __name__ == "__main__":

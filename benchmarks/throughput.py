@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py                                         # some minutes
     python benchmarks/throughput.py --anomalib-python VENV/bin/python       # with the peer
+    python benchmarks/throughput.py --device cuda                           # on a GPU: of its pure forward pass
     python benchmarks/throughput.py --quick                                 # a look at the script, no figures
 
 A product with all four detectors is fitted on a folder, with a bank of 10 % of its patches, as anomalib's. The VAE
@@ -225,6 +226,9 @@ def main(
     seconds: Annotated[float, typer.Option(help="of each measurement")] = 5.0,
     data: Annotated[Path | None, typer.Option(help="a folder in MVTec's layout; ball_screws or a made one")] = None,
     precision: Annotated[str, typer.Option(help="of the product's backbone: int8 or float32")] = "int8",
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: the product's network there, in float32's precision")
+    ] = "cpu",
     anomalib_python: Annotated[str | None, typer.Option(help="an interpreter that has anomalib")] = None,
     most: Annotated[int, typer.Option(help="test pictures of each kind for AUROC beside anomalib's; 0: none")] = 60,
     quick: Annotated[bool, typer.Option(help="few pictures and short times: for a look at the script")] = False,
@@ -239,14 +243,20 @@ def main(
         folder, what = choose_pictures(data, scratch, 12 if quick else 209)
         heading(weights.what, what)
         bank = round(CORESET * PATCHES * len(files_in(folder / "train")))
-        fitted = fit_product(folder, home, "parts", weights, bank=bank, brief_vae=True, precision=precision)
+        precision = "float32" if device == "cuda" else precision
+        options = {"bank": bank, "brief_vae": True, "precision": precision, "device": device}
+        fitted = fit_product(folder, home, "parts", weights, **options)
         from ood_runners.artifacts import read_version
         from ood_runners.pipeline import Product
 
         stored = read_version(fitted.tag)
-        product = Product.open(stored, "cpu")
+        product = Product.open(stored, device)
         print(f"bank of {bank:,} entries, {precision}; each measurement {seconds:g} s")
         jpegs = as_jpegs(files_in(folder / "test"))
+        if device == "cuda":
+            import gpu_rates
+
+            gpu_rates.report(stored, seconds)
         peak = gemm_peak(seconds)
         networks = backbones(stored, product)
         pure = {

@@ -78,6 +78,21 @@ def test_the_median_leaves_the_first_call_out(load: Callable[[str], ModuleType])
     assert len(calls) == 4
 
 
+def test_the_gpus_engine_is_set_beside_its_own_pass(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    import torch
+
+    from ood_runners.backbones import BackboneInfo, export_backbone
+    from ood_runners.backbones.runtime import Tapping
+    from ood_runners.backbones.torch_engine import TorchEngine
+
+    export_backbone("efficientnet_lite0", None, tmp_path)
+    tapping = Tapping((64, 64), ("stage4", "stage6"), ("head",), True, None, 3)
+    engine = TorchEngine(tmp_path, BackboneInfo.load(tmp_path), tapping, "cpu", torch.float32)
+    rows = load("gpu_rates").rates(engine, (64, 64), 0.0, (1, 4))
+    assert [(row[0], row[4]) for row in rows] == [("1", "no"), ("4", "no")]
+    assert all(float(value) > 0 for row in rows for value in row[1:4])
+
+
 def test_curves_have_a_point_for_each_size_and_are_drawn(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
     curves = load("curves")
     rng = np.random.default_rng(0)
