@@ -104,7 +104,8 @@ def fit(
     exported = model.eval().to_torch(out)
     found = {"fit": fitted, "all": time.perf_counter() - start, "entries": entries}
     if openvino:
-        found["openvino"] = str(model.to_openvino(out, input_size=SIZE))
+        # For one picture, as its inferencer sends them: with a free batch size the graph comes out for exactly two.
+        found["openvino"] = str(model.to_openvino(out, input_size=SIZE, onnx_kwargs={"dynamic_axes": {}}))
     return found | {"model": str(exported)}
 
 
