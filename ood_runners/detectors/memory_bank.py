@@ -18,7 +18,7 @@ from ood_runners.detectors.base import Detector, Probes, top_count, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
 from ood_runners.detectors.indexes import KINDS, Index, fit_effort
-from ood_runners.detectors.position import Position, by_place, explained, held_out
+from ood_runners.detectors.position import TRIAL_ENTRIES, Position, by_place, explained, held_out, trial
 from ood_runners.detectors.search import Search, recall
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
@@ -79,7 +79,7 @@ class MemoryBank(Detector):
     fine_position_ : Position or None
         What such maps are measured by.
     explained_ : float or None
-        The share of the variance of held-out maps that the place explains, which decides on that.
+        The share of the variance of held-out maps of a small bank that the place explains, which decides on that.
     """
 
     name = "memory_bank"
@@ -135,21 +135,11 @@ class MemoryBank(Detector):
         p-values from them err on the side of fewer false alarms.
         """
         folds = np.asarray(folds)
-        if len(np.unique(folds)) < 2:
-            raise DataError("Held-out scores need at least two folds; give at least two normal pictures.")
-        self._choose(_patches(features), folds, progress)
-        parts: list[NDArray[np.float32]] = []
-        order: list[NDArray[np.int64]] = []
-        for fold in np.unique(folds):
-            rows = np.flatnonzero(folds == fold)
-            rest = self._open(without=self.fold_ == fold)
-            parts.append(self._score(features, rows, rest))
-            order.append(rows)
-            if probes is not None and len(made := probes.of(folds, fold)):
-                parts.append(self._score(probes.features, made, rest))
-                order.append(len(features) + made)
-        maps = np.concatenate(parts, axis=1)[:, np.argsort(np.concatenate(order))]
-        return self._measured(maps, folds if probes is None else np.append(folds, folds[probes.origin]), len(features))
+        maps = self._fit_distances(features, folds, probes, progress)
+        share = self._explained(features, folds)
+        return self._measured(
+            maps, folds if probes is None else np.append(folds, folds[probes.origin]), len(features), share
+        )
 
     def score(self, features: Features) -> Scores:
         """``map`` float32 (n, h, w): mean distance to the k nearest entries; ``image``: the mean of the highest 1 %.
@@ -226,6 +216,36 @@ class MemoryBank(Detector):
         detector.index_ = Index.from_arrays(arrays, detector.bank_, detector._k()) if "index" in arrays else None
         return detector
 
+    def _fit_distances(
+        self,
+        features: Features,
+        folds: NDArray[np.int64],
+        probes: Probes | None,
+        progress: Callable[[int], None] | None,
+    ) -> NDArray[np.float32]:
+        """Choose the bank; held-out maps of the pictures, followed by those of the probes, as `_score` gives them."""
+        if len(np.unique(folds)) < 2:
+            raise DataError("Held-out scores need at least two folds; give at least two normal pictures.")
+        self._choose(_patches(features), folds, progress)
+        parts: list[NDArray[np.float32]] = []
+        order: list[NDArray[np.int64]] = []
+        for fold in np.unique(folds):
+            rows = np.flatnonzero(folds == fold)
+            rest = self._open(without=self.fold_ == fold)
+            parts.append(self._score(features, rows, rest))
+            order.append(rows)
+            if probes is not None and len(made := probes.of(folds, fold)):
+                parts.append(self._score(probes.features, made, rest))
+                order.append(len(features) + made)
+        return np.concatenate(parts, axis=1)[:, np.argsort(np.concatenate(order))]
+
+    def _explained(self, features: Features, folds: NDArray[np.int64]) -> float:
+        """What the place explains of the held-out maps of a small bank of a few pictures, 0 to 1."""
+        small = MemoryBank(size=TRIAL_ENTRIES, k=self.k, seed=self.seed, search=EXACT)
+        small.threads, small.attention_ = self.threads, self.attention_
+        rows, parts = trial(folds, self.seed)
+        return explained(small._fit_distances(Features(_patches(features)[rows]), parts, None, None)[0])
+
     def _choose(self, patches: NDArray[Any], folds: NDArray[np.int64], progress: Callable[[int], None] | None) -> None:
         bank: list[NDArray[np.float16]] = []
         source: list[NDArray[np.int32]] = []
@@ -294,12 +314,12 @@ class MemoryBank(Detector):
         largest = np.bincount(self.fold_).max() if len(np.unique(self.fold_)) > 1 else 0
         return min(self.k, len(self.bank_) - int(largest))
 
-    def _measured(self, maps: NDArray[np.float32], folds: NDArray[np.int64], n: int) -> Scores:
+    def _measured(self, maps: NDArray[np.float32], folds: NDArray[np.int64], n: int, share: float) -> Scores:
         """Decide whether place counts, from held-out maps of n normal pictures, which those of probes may follow."""
         normal = np.arange(maps.shape[1]) < n
-        self.explained_ = explained(maps[0][:n])
+        self.explained_ = share
         self.position_ = self.fine_position_ = None
-        found = held_out(maps[0], folds, normal)
+        found = held_out(maps[0], folds, normal, share)
         if found is None:
             return _of_maps(maps)
         self.position_, plain = found

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from ood_runners.detectors import position
 from ood_runners.detectors.base import Probes
 from ood_runners.detectors.memory_bank import MemoryBank
 from ood_runners.detectors.position import LEAST_PICTURES, MOST_EXPLAINED, Position, explained, held_out
@@ -36,7 +37,7 @@ def test_a_noisy_place_counts_for_less_and_a_calm_one_for_more() -> None:
 
 def test_a_fold_is_measured_by_the_normals_of_the_others() -> None:
     values, folds = maps(48, 0.3), np.append(np.arange(40) % 4, [1] * 8)
-    found = held_out(values, folds, np.arange(48) < 40)
+    found = held_out(values, folds, np.arange(48) < 40, 0.3)
     assert found is not None
     others = Position.fit(values[:40][folds[:40] != 1])
     np.testing.assert_allclose(found[1][folds == 1], others.apply(values[folds == 1]), rtol=1e-5)
@@ -45,10 +46,19 @@ def test_a_fold_is_measured_by_the_normals_of_the_others() -> None:
 
 def test_few_pictures_or_a_place_that_explains_all_leave_distances() -> None:
     n = LEAST_PICTURES
-    assert held_out(maps(n, 0.3), np.arange(n) % 4, np.ones(n, bool)) is not None
-    assert held_out(maps(n - 1, 0.3), np.arange(n - 1) % 4, np.ones(n - 1, bool)) is None
-    steep = maps(n, 3 * MOST_EXPLAINED / (1 - MOST_EXPLAINED))
-    assert held_out(steep, np.arange(n) % 4, np.ones(n, bool)) is None
+    folds, all_normal = np.arange(n) % 4, np.ones(n, bool)
+    assert held_out(maps(n, 0.3), folds, all_normal, MOST_EXPLAINED) is not None
+    assert held_out(maps(n - 1, 0.3), folds[1:], all_normal[1:], 0.3) is None
+    assert held_out(maps(n, 0.3), folds, all_normal, MOST_EXPLAINED + 0.01) is None
+
+
+def test_a_trial_keeps_folds_whole_and_takes_of_each() -> None:
+    folds = np.append(np.zeros(900, np.int64), np.repeat(np.arange(1, 8), 3))
+    rows, parts = position.trial(folds, 0)
+    assert len(rows) == position.TRIAL_PICTURES and set(folds[rows]) == set(range(8))
+    assert len(np.unique(parts)) == position.TRIAL_FOLDS
+    assert all(len(np.unique(parts[folds[rows] == fold])) == 1 for fold in range(8))
+    assert len(position.trial(np.arange(7), 0)[0]) == 7
 
 
 def features(n: int, seed: int) -> Features:
@@ -77,3 +87,12 @@ def test_a_bank_finds_what_is_strange_for_its_place_and_comes_back_from_the_stor
     assert opened.info() == detector.info()
     one = detector.score(normal[3:4])
     np.testing.assert_allclose(one.map[0], judged[0].map[3], rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_place_explains_does_not_depend_on_the_size_of_the_bank() -> None:
+    shares = []
+    for size in (100, 1_500):
+        detector = MemoryBank(size=size)
+        detector.fit_held_out(features(40, 0), np.arange(40) % 10)
+        shares.append(detector.info()["explained_by_position"])
+    assert shares[0] == shares[1] and 0 < shares[0] < MOST_EXPLAINED
