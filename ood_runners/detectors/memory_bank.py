@@ -19,7 +19,7 @@ from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
 from ood_runners.detectors.indexes import KINDS, Index, fit_effort
 from ood_runners.detectors.position import TRIAL_ENTRIES, Position, by_place, explained, held_out, trial
-from ood_runners.detectors.search import Search, recall
+from ood_runners.detectors.search import Metric, Search, recall
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
 
@@ -93,7 +93,7 @@ class MemoryBank(Detector):
         self.threads: int | None = None
         self.attention_: NDArray[np.float32] | None = None
         self.fine_: NDArray[np.float32] | None = None
-        self._fine_bank: NDArray[np.float32] | None = None
+        self._metric: Metric | None = None
         self._search: Search | Index | None = None
         self._exact: Search | None = None
 
@@ -285,7 +285,7 @@ class MemoryBank(Detector):
 
     def _choose_search(self, patches: NDArray[Any], folds: NDArray[np.int64]) -> None:
         """Measure what may be taken, and take an index where one was asked for, or is less work, and finds enough."""
-        self._search = self._exact = self.index_ = self._fine_bank = None
+        self._search = self._exact = self.index_ = self._metric = None
         self.recall_, self.index_recall_, self.index_excess_ = 0.0, {}, {}
         large = len(self.bank_) >= LARGE
         if self.search == INT8 or (large and self.search != EXACT):
@@ -328,19 +328,6 @@ class MemoryBank(Detector):
         self.fine_position_, fine = by_place(maps[1], folds, normal)
         return _of_maps([plain, fine])
 
-    def _in_fine(
-        self, patches: NDArray[np.float32], entries: NDArray[np.int64], fine: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Mean distance float32 (n,) of patches (n, d) to their `entries` (n, k), both multiplied by `fine`."""
-        if self._fine_bank is None:
-            self._fine_bank = self.bank_.astype(np.float32) @ fine
-        moved = patches @ fine
-        total = np.zeros(len(patches), np.float32)
-        for nearest in entries.T:
-            apart = moved - self._fine_bank[nearest]
-            total += np.sqrt(np.einsum("ij,ij->i", apart, apart))
-        return total / np.float32(entries.shape[1])
-
     def _open(self, without: NDArray[np.bool_] | None = None) -> Search:
         """The search over all entries, or those left `without` some."""
         rounded = self.recall_ >= MIN_RECALL
@@ -354,7 +341,9 @@ class MemoryBank(Detector):
                 f"The patches have {patches.shape[-1]} dimensions and the memory bank {self.bank_.shape[1]}; "
                 "use the backbone and projection that the bank was fitted with."
             )
-        maps = np.empty((1 if self.fine_ is None else 2, len(rows), *patches.shape[1:3]), np.float32)
+        if self.fine_ is not None and self._metric is None:
+            self._metric = Metric(self.bank_, self.fine_, self.threads)
+        maps = np.empty((1 if self._metric is None else 2, len(rows), *patches.shape[1:3]), np.float32)
         for start in range(0, len(rows), SEARCH_PICTURES):
             part = self._attended(finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features"))
             squared, entries = search.search(part.reshape(-1, part.shape[-1]))
@@ -363,8 +352,8 @@ class MemoryBank(Detector):
             if isinstance(search, Index) and self._exact is not None:
                 _settle(found, entries, part.reshape(*found.shape, -1), self._exact, self.position_)
             maps[0, start : start + SEARCH_PICTURES] = found.reshape(part.shape[:3])
-            if self.fine_ is not None:
-                shown = self._in_fine(part.reshape(-1, part.shape[-1]), entries.reshape(found.size, -1), self.fine_)
+            if self._metric is not None:
+                shown = self._metric.measure(part.reshape(-1, part.shape[-1]), entries.reshape(found.size, -1))
                 maps[1, start : start + SEARCH_PICTURES] = shown.reshape(part.shape[:3])
         return maps
 
