@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ood_runners import images
 from ood_runners.backbones.spec import get_spec
-from ood_runners.errors import BadParameter
+from ood_runners.errors import BadParameter, WeightsError
 from ood_runners.features import scorer
 from ood_runners.sizes import parse_size, size_name
 from ood_runners.training.extract import store_backbone
@@ -80,7 +80,12 @@ def member_tasks(task: Task, others: Sequence[Also], scratch: Path) -> dict[str,
         folder.mkdir()
         progress = RenamedProgress(task.progress, lambda stage, name=other.name: scorer(stage, name))  # type: ignore[misc]
         with progress.stage("backbone", total=1) as stage:
-            backbone = store_backbone(other.backbone, other.weights, scratch)
+            try:
+                backbone = store_backbone(other.backbone, other.weights, scratch)
+            except WeightsError as error:
+                raise WeightsError(
+                    f"--also {other.name}: {error.message} For --also a file is named as in {other.backbone}=FILE."
+                ) from error
             stage.advance(note=backbone.info.origin)
         missing = [layer for layer in backbone.info.spec.patch_layers if layer not in backbone.info.layers]
         names = [name for name in task.names if name in DETECTORS]
