@@ -84,6 +84,7 @@ def quantise(
     """
     import openvino as ov
 
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns where there is CUDA and no GPU
     with warnings.catch_warnings():  # about torch and CUDA, which it does without
         warnings.simplefilter("ignore")
         import nncf
