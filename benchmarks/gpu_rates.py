@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +13,7 @@ import numpy as np
 from common import median_seconds, show
 
 from ood_runners.backbones.torch_engine import TorchEngine
+from ood_runners.cores import available_cores
 
 if TYPE_CHECKING:
     from ood_runners.artifacts import Stored
@@ -57,9 +62,47 @@ def rates(
     return rows
 
 
-def report(stored: Stored, seconds: float, device: str = "cuda") -> None:
-    """Print the rates of a version's engine."""
+def streams(
+    judge: Callable[[Sequence[bytes]], object], jpegs: Sequence[bytes], seconds: float
+) -> list[tuple[int, int, float]]:
+    """Whole verdicts of JPEGs in batches, several batches at once: at once, pictures in each, pictures a second."""
+    found = []
+    for at_once, batch in ((1, 1), (1, 8), (1, 32), (4, 8), (available_cores(), 8), (available_cores(), 32)):
+        numbers = itertools.count()
+        given = [jpegs[i % len(jpegs)] for i in range(batch)]
+        judge(given)
+        end = time.perf_counter() + seconds
+
+        def work(given: Sequence[bytes] = given, end: float = end, numbers: itertools.count[int] = numbers) -> None:
+            while time.perf_counter() < end:
+                judge(given)
+                next(numbers)
+
+        start = time.perf_counter()
+        with ThreadPoolExecutor(at_once) as pool:
+            for one in [pool.submit(work) for _ in range(at_once)]:
+                one.result()
+        found.append((at_once, batch, next(numbers) * batch / (time.perf_counter() - start)))
+    return found
+
+
+def report(
+    stored: Stored,
+    judge: Callable[[Sequence[bytes]], object],
+    jpegs: Sequence[bytes],
+    seconds: float,
+    device: str = "cuda",
+) -> None:
+    """Print the rates of a version's engine, and of `judge`, which gives the verdicts of JPEGs."""
     engine = engine_of(stored, device)
     size = (stored.manifest.input.height, stored.manifest.input.width)
     precision = str(engine.dtype).removeprefix("torch.")
-    show(f"The network with projection, in {precision}, on {device}", COLUMNS, rates(engine, size, seconds))
+    found = rates(engine, size, seconds)
+    show(f"The network with projection, in {precision}, on {device}", COLUMNS, found)
+    pure = max(float(row[1]) for row in found)
+    rows = [
+        [str(many), str(batch), f"{rate:.1f}", f"{rate / pure:.2f}"]
+        for many, batch, rate in streams(judge, jpegs, seconds)
+    ]
+    columns = ["batches at once", "pictures in each", "pictures/s", "of the pure pass at its best"]
+    show("Whole verdicts without the VAE, JPEG in, in one process", columns, rows)

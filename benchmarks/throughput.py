@@ -130,11 +130,9 @@ def stream(work: Callable[[int], object], seconds: float, at_once: int) -> Strea
 def streams(product: Product, pure: FeatureNetwork, jpegs: Sequence[bytes], seconds: float) -> dict[str, Stream]:
     """The pure backbone and whole verdicts without the VAE, as many at once as there are cores, in turns: the best."""
     from ood_runners import images
-    from ood_runners.pipeline import score_all
 
     pictures = [images.decode_at(data, product.input_size)[0][np.newaxis] for data in jpegs]
-    vae = {name: one for name, one in product.own.detectors.items() if name == "vae"}
-    known = [score_all(None, vae, one) for one in pictures]
+    known = [vae_scores(product, [one]) for one in jpegs]
 
     def whole(number: int) -> None:
         i = number % len(jpegs)
@@ -145,6 +143,15 @@ def streams(product: Product, pure: FeatureNetwork, jpegs: Sequence[bytes], seco
         found["pure"].append(stream(lambda number: pure(pictures[number % len(pictures)]), seconds, available_cores()))
         found["whole"].append(stream(whole, seconds, available_cores()))
     return {name: Stream(max(one.rate for one in all_), min(one.cpu for one in all_)) for name, all_ in found.items()}
+
+
+def vae_scores(product: Product, jpegs: Sequence[bytes]) -> dict[str, Scores]:
+    """The VAE's scores of JPEGs, by its name."""
+    from ood_runners import images
+    from ood_runners.pipeline import score_all
+
+    vae = {name: one for name, one in product.own.detectors.items() if name == "vae"}
+    return score_all(None, vae, np.stack([images.decode_at(data, product.input_size)[0] for data in jpegs]))
 
 
 def backbones(stored: Stored, product: Product) -> dict[str, tuple[FeatureNetwork, int]]:
@@ -256,7 +263,13 @@ def main(
         if device == "cuda":
             import gpu_rates
 
-            gpu_rates.report(stored, seconds)
+            known = vae_scores(product, [jpegs[i % len(jpegs)] for i in range(max(gpu_rates.BATCHES))])
+
+            def judge(given: Sequence[bytes]) -> None:
+                first = {name: one[np.arange(len(given))] for name, one in known.items()}
+                verdict(product, given, lambda stage: None, first)
+
+            gpu_rates.report(stored, judge, jpegs, seconds)
         peak = gemm_peak(seconds)
         networks = backbones(stored, product)
         pure = {
@@ -265,7 +278,7 @@ def main(
         }
         stages = {batch: verdicts(product, [jpegs[i % len(jpegs)] for i in range(batch)], seconds) for batch in BATCHES}
         report(peak, pure, stages, precision)
-        tapped = networks.get(f"backbone {precision}, as tapped")
+        tapped = networks.get(f"backbone {precision}, as tapped") if device == "cpu" else None
         if tapped is not None:
             together = streams(product, tapped[0], jpegs, seconds)
             report_streams(together, precision)

@@ -25,7 +25,7 @@ class NearestNeighbourRunner:
         setup.start()
         warn_if_open_alone()
         end_after_gateway(settings.deadline_s + MARGIN_S)
-        self._engine = detector_engine("memory_bank", settings.device, settings.memory_bytes, BATCH)
+        self._engine = detector_engine("memory_bank", "cpu", settings.memory_bytes, BATCH)
 
     @bentoml.api(**batching(BATCH))
     def infer(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,11 +9,12 @@ Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_runners.backbones.runtime import choose_device
 from ood_runners.detectors.base import Detector, Probes, top_count, top_mean
 from ood_runners.detectors.checks import finite_float32
 from ood_runners.detectors.coreset import greedy_coreset
@@ -22,6 +23,9 @@ from ood_runners.detectors.position import TRIAL_ENTRIES, Position, by_place, ex
 from ood_runners.detectors.search import Metric, Search, recall
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
+
+if TYPE_CHECKING:
+    from ood_runners.detectors.torch_search import TorchMetric, TorchSearch
 
 MAX_PATCHES = 300_000  # in memory at a time while the bank is chosen: about 160 MB at 128 dimensions
 SEARCH_PICTURES = 32  # scored at a time
@@ -90,11 +94,12 @@ class MemoryBank(Detector):
         self.k = k
         self.seed = seed
         self.search = search
+        self.device = "cpu"
         self.threads: int | None = None
         self.attention_: NDArray[np.float32] | None = None
         self.fine_: NDArray[np.float32] | None = None
-        self._metric: Metric | None = None
-        self._search: Search | Index | None = None
+        self._metric: Metric | TorchMetric | None = None
+        self._search: Search | Index | TorchSearch | None = None
         self._exact: Search | None = None
 
     def params(self) -> dict[str, Any]:
@@ -149,9 +154,10 @@ class MemoryBank(Detector):
         exact search gives.
         """
         if self._search is None:
-            self._search = self.index_ or self._open()
-        if self.index_ is not None:
-            self.index_.threads = self.threads
+            on_gpu = choose_device(self.device) == "cuda"
+            self._search = self._open() if on_gpu or self.index_ is None else self.index_
+        if isinstance(self._search, Index):
+            self._search.threads = self.threads
             if self._exact is None:
                 self._exact = Search(self.bank_, self._k(), threads=self.threads)
         maps = self._score(features, np.arange(len(features)), self._search)
@@ -242,7 +248,7 @@ class MemoryBank(Detector):
     def _explained(self, features: Features, folds: NDArray[np.int64]) -> float:
         """What the place explains of the held-out maps of a small bank of a few pictures, 0 to 1."""
         small = MemoryBank(size=TRIAL_ENTRIES, k=self.k, seed=self.seed, search=EXACT)
-        small.threads, small.attention_ = self.threads, self.attention_
+        small.device, small.threads, small.attention_ = self.device, self.threads, self.attention_
         rows, parts = trial(folds, self.seed)
         return explained(small._fit_distances(Features(_patches(features)[rows]), parts, None, None)[0])
 
@@ -328,12 +334,25 @@ class MemoryBank(Detector):
         self.fine_position_, fine = by_place(maps[1], folds, normal)
         return _of_maps([plain, fine])
 
-    def _open(self, without: NDArray[np.bool_] | None = None) -> Search:
+    def _open(self, without: NDArray[np.bool_] | None = None) -> Search | TorchSearch:
         """The search over all entries, or those left `without` some."""
+        if choose_device(self.device) == "cuda":
+            from ood_runners.detectors.torch_search import TorchSearch
+
+            return TorchSearch(self.bank_, self._k(), "cuda", without=without)
         rounded = self.recall_ >= MIN_RECALL
         return Search(self.bank_, self._k(), rounded=rounded, without=without, threads=self.threads)
 
-    def _score(self, features: Features, rows: NDArray[np.int64], search: Search | Index) -> NDArray[np.float32]:
+    def _open_metric(self, fine: NDArray[np.float32]) -> Metric | TorchMetric:
+        if choose_device(self.device) == "cuda":
+            from ood_runners.detectors.torch_search import TorchMetric
+
+            return TorchMetric(self.bank_, fine, "cuda")
+        return Metric(self.bank_, fine, self.threads)
+
+    def _score(
+        self, features: Features, rows: NDArray[np.int64], search: Search | Index | TorchSearch
+    ) -> NDArray[np.float32]:
         """Maps of the pictures in `rows`, float32 (1 or 2, n, h, w): the plain ones and, with `fine_`, those of it."""
         patches = _patches(features)
         if patches.shape[-1] != self.bank_.shape[1]:
@@ -342,7 +361,7 @@ class MemoryBank(Detector):
                 "use the backbone and projection that the bank was fitted with."
             )
         if self.fine_ is not None and self._metric is None:
-            self._metric = Metric(self.bank_, self.fine_, self.threads)
+            self._metric = self._open_metric(self.fine_)
         maps = np.empty((1 if self._metric is None else 2, len(rows), *patches.shape[1:3]), np.float32)
         for start in range(0, len(rows), SEARCH_PICTURES):
             part = self._attended(finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features"))

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 
-from ood_runners.detectors.search import ROWS, Search, recall
+from ood_runners.detectors.search import ROWS, Metric, Search, recall
+from ood_runners.detectors.torch_search import TorchMetric, TorchSearch
+
+Finder = Callable[..., Search | TorchSearch]
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="There is no NVIDIA GPU here that torch can use; this is about one."
+)
+
+
+def on(device: str) -> Finder:
+    return lambda bank, k, **options: TorchSearch(bank, k, device, **options)
+
+
+FINDERS = [
+    pytest.param(Search, id="openvino"),
+    pytest.param(on("cpu"), id="torch"),
+    pytest.param(on("cuda"), id="cuda", marks=needs_gpu),
+]
+every_finder = pytest.mark.parametrize("finder", FINDERS)
 
 
 def brute_force(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,32 +36,37 @@ def brute_force(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (2, 3), (3, 3), (31, 3), (33, 1), (700, 5), (1001, 3)])
-def test_finds_what_brute_force_finds(m: int, k: int) -> None:
+@every_finder
+def test_finds_what_brute_force_finds(finder: Finder, m: int, k: int) -> None:
     rng = np.random.default_rng(m)
     bank = rng.normal(size=(m, 16)).astype(np.float16)
     queries = rng.normal(size=(57, 16)).astype(np.float32)
-    squared, found = Search(bank, k).search(queries)
+    squared, found = finder(bank, k).search(queries)
     expected, order = brute_force(bank, queries, k)
     np.testing.assert_allclose(squared, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(found, order)
 
 
-def test_many_queries_are_searched_in_parts() -> None:
+@every_finder
+def test_many_queries_are_searched_in_parts(finder: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ood_runners.detectors.torch_search.PRODUCTS", 300 * ROWS)
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(2 * ROWS + 5, 8)).astype(np.float32)
-    search = Search(bank, 3)
+    search = finder(bank, 3)
+    assert search.search(queries[:0])[0].shape == (0, 3)
     squared, found = search.search(queries)
     last_squared, last_found = search.search(queries[-3:])
     np.testing.assert_allclose(squared[-3:], last_squared, rtol=1e-5)
     np.testing.assert_array_equal(found[-3:], last_found)
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_entries_can_be_passed_over(rounded: bool) -> None:
+@pytest.mark.parametrize(("finder", "rounded"), [(Search, True), *((one.values[0], False) for one in FINDERS[:2])])
+def test_entries_can_be_passed_over(finder: Finder, rounded: bool) -> None:
     rng = np.random.default_rng(1)
     bank, queries = rng.normal(size=(200, 8)).astype(np.float32), rng.normal(size=(40, 8)).astype(np.float32)
     without = np.arange(200) % 4 == 1
-    squared, found = Search(bank, 3, rounded=rounded, without=without).search(queries)
+    options = {"rounded": True} if rounded else {}
+    squared, found = finder(bank, 3, without=without, **options).search(queries)
     expected, order = brute_force(bank[~without], queries, 3)
     np.testing.assert_allclose(squared, expected, rtol=1e-2 if rounded else 1e-4, atol=1e-4)
     assert np.mean(found == np.flatnonzero(~without)[order]) > (0.97 if rounded else 0.999)
@@ -73,3 +99,16 @@ def test_an_entry_is_at_distance_zero_from_itself() -> None:
     squared, found = Search(bank, 1).search(bank[:20].astype(np.float32))
     assert squared.max() < 1e-4
     np.testing.assert_array_equal(found[:, 0], np.arange(20))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_another_metric_is_the_same_in_torch(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ood_runners.detectors.torch_search.PRODUCTS", 1_000)
+    rng = np.random.default_rng(5)
+    bank, matrix = rng.normal(size=(400, 16)).astype(np.float16), rng.normal(size=(16, 12)).astype(np.float32)
+    queries, entries = rng.normal(size=(77, 16)).astype(np.float32), rng.integers(0, 400, (77, 3))
+    moved = (bank.astype(np.float32) @ matrix).astype(np.float16).astype(np.float32)
+    expected = np.linalg.norm(moved[entries] - (queries @ matrix)[:, None], axis=2).mean(axis=1)
+    for metric in (Metric(bank, matrix), TorchMetric(bank, matrix, device)):
+        np.testing.assert_allclose(metric.measure(queries, entries), expected, rtol=1e-4)
+        assert metric.measure(queries[:0], entries[:0]).shape == (0,)

@@ -18,6 +18,8 @@ from ood_runners import images
 from ood_runners.artifacts import read_version
 from ood_runners.backbones import runtime, torch_engine
 from ood_runners.backbones.torch_engine import TorchEngine
+from ood_runners.detectors import torch_search
+from ood_runners.detectors.torch_search import TorchMetric, TorchSearch
 from ood_runners.pipeline import Product, check_golden, load_golden
 from ood_runners.training.fit import fit
 
@@ -53,7 +55,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[torch.dtype]]:
-    """Makes this machine one with a GPU, or one without; what the GPU's engines compute in is noted."""
+    """Makes this machine one with a GPU, or one without; what the GPU's engines compute in is noted.
+
+    So is what distances are, which the GPU's search computes.
+    """
 
     def change(device: str) -> list[torch.dtype]:
         used: list[torch.dtype] = []
@@ -63,6 +68,16 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[torch.dtype]]:
             used.append(made.dtype)
             return made
 
+        def search(bank: np.ndarray, k: int, device: str, **options: np.ndarray | None) -> TorchSearch:
+            made = TorchSearch(bank, k, "cpu", **options)
+            used.append(made._bank.dtype)
+            return made
+
+        def metric(bank: np.ndarray, matrix: np.ndarray, device: str) -> TorchMetric:
+            return TorchMetric(bank, matrix, "cpu")
+
+        monkeypatch.setattr(torch_search, "TorchSearch", search)
+        monkeypatch.setattr(torch_search, "TorchMetric", metric)
         monkeypatch.setattr(runtime, "_nvidia_device", lambda: device == "cuda")
         monkeypatch.setattr(runtime, "_torch_sees_gpu", lambda: True)
         monkeypatch.setattr(torch_engine, "TorchEngine", engine)
@@ -92,7 +107,7 @@ def test_a_version_answers_alike_on_the_other_device(
     golden = opened.raw_scores(load_golden(stored)[np.newaxis])
     check_golden(str(stored.tag), manifest.golden.scores, manifest.golden.tolerance, golden)
     judged[other] = opened.judge(pictures)
-    assert set(used["cuda"]) == {torch.float16} and used["cpu"] == []
+    assert set(used["cuda"]) == {torch.float16, torch.float32} and used["cpu"] == []
     for one, two in zip(judged["cpu"], judged["cuda"], strict=True):
         assert abs(one.p_value - two.p_value) < 1.5 / 25  # a rank among the held-out pictures
         for name in DETECTORS:
