@@ -13,6 +13,7 @@ from __future__ import annotations
 from http_load import send  # first: it makes the standard library cooperative
 
 # isort: split
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="of each measurement, after a third of it to warm up")] = 15.0,
     clients: Annotated[str, typer.Option(help="how many at the same time, one number after the other")] = "1,8,32,128",
     profiles: Annotated[str, typer.Option(help="graph, fused, or both")] = "graph,fused",
+    gateways: Annotated[str, typer.Option(help="processes of the gateway, one number after the other")] = "1",
     data: Annotated[Path | None, typer.Option(help="a folder in MVTec's layout; ball_screws or a made one")] = None,
     precision: Annotated[str, typer.Option(help="of the product's backbone: int8 or float32")] = "int8",
     vae: Annotated[bool, typer.Option(help="a product with the VAE as well")] = False,
@@ -92,10 +94,12 @@ def main(
         jpegs = as_jpegs(files_in(folder / "test"))
         print(f"{', '.join(detectors)}; bank of {bank:,} entries; {precision}; {len(jpegs)} JPEGs of 512 px; Locust")
         found: dict[str, list[Measured]] = {}
-        for profile in profiles.split(","):
-            print(f"{profile}:", flush=True)
-            with serving(home, log, f"profile={profile}") as (url, _):
-                found[profile] = [measure(url, jpegs, "parts", number, seconds) for number in numbers]
+        for profile, many in itertools.product(profiles.split(","), gateways.split(",")):
+            server = profile if many == "1" else f"{profile}, {many} gateways"
+            print(f"{server}:", flush=True)
+            with serving(home, log, f"profile={profile}", f"gateways={many}") as (url, _):
+                found[server] = [measure(url, jpegs, "parts", number, seconds) for number in numbers]
+            print("\n".join(line for line in log.read_text().splitlines() if "the network computes in" in line))
         alone = 0.0
         peer = Peer.find(anomalib_python, scratch / "anomalib")
         if peer is not None:

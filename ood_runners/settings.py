@@ -36,6 +36,9 @@ class Settings(BaseModel):
     profile: Literal["graph", "fused"] = Field(
         "graph", description="graph: each runner a process of its own; fused: all in one, for small machines"
     )
+    gateways: int = Field(
+        1, ge=1, le=64, description="gateway processes; several pay on a machine with a GPU or many cores"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses a GPU where there is one")
     deadline_s: float = Field(20.0, gt=0, le=600, description="a request is answered within this time")
     upload_s: float = Field(30.0, gt=0, le=600, description="a body must have arrived within this time")
@@ -148,6 +151,7 @@ def gateway_config() -> dict[str, Any]:
     request's Content-Type as UTF-8 and, where it is none, end the connection in the place of the answer.
     """
     return {
+        "workers": settings.gateways,
         "traffic": {"timeout": settings.upload_s + settings.deadline_s + 2 * MARGIN_S},
         "logging": {"access": {"request_content_type": False}},
         "runner_probe": {"enabled": False},

@@ -100,7 +100,7 @@ def test_what_the_mean_loses_in_float16_is_made_up_for(
             on_the_cpu(resnet18_folder, tapping, pictures),
         )
     )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-4)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
