@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import threadpoolctl
 import typer
 from common import (
     Peer,
@@ -258,6 +259,7 @@ def main(
 
         stored = read_version(fitted.tag)
         product = Product.open(stored, device)
+        threadpoolctl.threadpool_limits(1, user_api="blas")  # as where pictures are served
         print(f"bank of {bank:,} entries, {precision}; each measurement {seconds:g} s")
         jpegs = as_jpegs(files_in(folder / "test"))
         if device == "cuda":
