@@ -54,7 +54,7 @@ class MemoryBank(Detector):
     seed : of the coreset's first point and its projection
     search : how the entries are searched, one of `SEARCHES`; "auto" takes inverted lists from `INDEX_FROM`
         entries on, where that is less work. What finds the nearest entry too rarely is replaced, in the end by the
-        exact search. Held-out scores always come from the exact search or the one in int8
+        exact search. Held-out scores come from `pq` with more effort, the exact search or the one in int8
 
     Attributes
     ----------
@@ -119,8 +119,6 @@ class MemoryBank(Detector):
         entries are done.
         """
         self._choose(_patches(features), np.zeros(len(features), np.int64), progress)
-        self.position_: Position | None = None
-        self.fine_position_: Position | None = None
         self.explained_: float | None = None
         return self
 
@@ -160,7 +158,7 @@ class MemoryBank(Detector):
             self._search.threads = self.threads
             if self._exact is None:
                 self._exact = Search(self.bank_, self._k(), threads=self.threads)
-        maps = self._score(features, np.arange(len(features)), self._search)
+        maps = self._score(features, np.arange(len(features)), self._search, self._exact)
         if self.position_ is None:
             return _of_maps(maps)
         places = (self.position_, self.fine_position_ or self.position_)
@@ -237,13 +235,19 @@ class MemoryBank(Detector):
         order: list[NDArray[np.int64]] = []
         for fold in np.unique(folds):
             rows = np.flatnonzero(folds == fold)
-            rest = self._open(without=self.fold_ == fold)
-            parts.append(self._score(features, rows, rest))
+            rest, exact = self._without(self.fold_ == fold)
+            parts.append(self._score(features, rows, rest, exact))
             order.append(rows)
             if probes is not None and len(made := probes.of(folds, fold)):
-                parts.append(self._score(probes.features, made, rest))
+                parts.append(self._score(probes.features, made, rest, exact))
                 order.append(len(features) + made)
         return np.concatenate(parts, axis=1)[:, np.argsort(np.concatenate(order))]
+
+    def _without(self, entries: NDArray[np.bool_]) -> tuple[Search | Index | TorchSearch, Search | None]:
+        """The search for pictures that these entries are of, and what measures the highest cells of what it gives."""
+        if self.index_ is None or self.index_.kind != PQ or choose_device(self.device) == "cuda":
+            return self._open(without=entries), None
+        return self.index_.without(entries), Search(self.bank_, self._k(), without=entries, threads=self.threads)
 
     def _explained(self, features: Features, folds: NDArray[np.int64]) -> float:
         """What the place explains of the held-out maps of a small bank of a few pictures, 0 to 1."""
@@ -292,6 +296,8 @@ class MemoryBank(Detector):
     def _choose_search(self, patches: NDArray[Any], folds: NDArray[np.int64]) -> None:
         """Measure what may be taken, and take an index where one was asked for, or is less work, and finds enough."""
         self._search = self._exact = self.index_ = self._metric = None
+        self.position_: Position | None = None
+        self.fine_position_: Position | None = None
         self.recall_, self.index_recall_, self.index_excess_ = 0.0, {}, {}
         large = len(self.bank_) >= LARGE
         if self.search == INT8 or (large and self.search != EXACT):
@@ -351,9 +357,12 @@ class MemoryBank(Detector):
         return Metric(self.bank_, fine, self.threads)
 
     def _score(
-        self, features: Features, rows: NDArray[np.int64], search: Search | Index | TorchSearch
+        self, features: Features, rows: NDArray[np.int64], search: Search | Index | TorchSearch, exact: Search | None
     ) -> NDArray[np.float32]:
-        """Maps of the pictures in `rows`, float32 (1 or 2, n, h, w): the plain ones and, with `fine_`, those of it."""
+        """Maps of the pictures in `rows`, float32 (1 or 2, n, h, w): the plain ones and, with `fine_`, those of it.
+
+        With `exact`, the highest cells of what `search` gives are measured by it.
+        """
         patches = _patches(features)
         if patches.shape[-1] != self.bank_.shape[1]:
             raise DataError(
@@ -368,8 +377,8 @@ class MemoryBank(Detector):
             squared, entries = search.search(part.reshape(-1, part.shape[-1]))
             found = np.sqrt(squared).mean(axis=1).reshape(len(part), -1)
             entries = entries.reshape(*found.shape, -1)
-            if isinstance(search, Index) and self._exact is not None:
-                _settle(found, entries, part.reshape(*found.shape, -1), self._exact, self.position_)
+            if exact is not None:
+                _settle(found, entries, part.reshape(*found.shape, -1), exact, self.position_)
             maps[0, start : start + SEARCH_PICTURES] = found.reshape(part.shape[:3])
             if self._metric is not None:
                 shown = self._metric.measure(part.reshape(-1, part.shape[-1]), entries.reshape(found.size, -1))

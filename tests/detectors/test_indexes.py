@@ -62,6 +62,20 @@ def test_stored_and_loaded_it_finds_the_same(kind: str) -> None:
         np.testing.assert_array_equal(left, right)
 
 
+def test_without_some_entries_none_of_them_is_found_and_nearly_all_others_are() -> None:
+    index = Index("pq", BANK, 3, 16)
+    before = index.search(QUERIES)
+    passed = np.random.default_rng(5).random(M) < 0.3
+    exact, entries = Search(BANK, 3, without=passed).search(QUERIES)
+    squared, found = index.without(passed).search(QUERIES)
+    assert not passed[found].any()
+    same = found == entries
+    assert same.mean() > 0.99
+    np.testing.assert_allclose(squared[same], exact[same], rtol=1e-3, atol=1e-3)
+    for left, right in zip(index.search(QUERIES), before, strict=True):  # it stays as it was
+        np.testing.assert_array_equal(left, right)
+
+
 def test_fewer_entries_than_a_cell_or_than_neighbours() -> None:
     for kind in KINDS:
         squared, found = Index(kind, BANK[:2], 5, 4).search(QUERIES[:3])

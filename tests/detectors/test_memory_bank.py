@@ -229,10 +229,12 @@ def test_a_large_bank_is_searched_in_int8_where_that_finds_enough() -> None:
 
 
 @pytest.mark.parametrize("search", ["ivf", "hnsw", "lsh", "pq"])
-def test_an_index_scores_new_pictures_and_the_exact_search_those_held_out(search: str) -> None:
+def test_an_index_scores_new_pictures_and_those_held_out_as_the_exact_search(search: str) -> None:
     features, folds, queries = spread(30, 5), np.arange(30) % 5, spread(6, 8)
     exact, indexed = MemoryBank(size=1_500, search="exact"), MemoryBank(size=1_500, search=search)
-    np.testing.assert_array_equal(exact.fit_held_out(features, folds).map, indexed.fit_held_out(features, folds).map)
+    plain, held_out = (one.fit_held_out(features, folds) for one in (exact, indexed))
+    np.testing.assert_allclose(held_out.image, plain.image, rtol=1e-3)
+    assert np.mean(np.isclose(held_out.map, plain.map, rtol=1e-3, atol=1e-3)) > (0.999 if search == "pq" else 0.9999)
     info = indexed.info()
     assert info["search"] == search and info["recall"] >= 0.99 and info["index_recall"] == {search: info["recall"]}
     assert info["index_excess"][search] <= 0.01
