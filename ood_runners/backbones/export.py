@@ -11,10 +11,11 @@ import torch
 import torchvision
 
 from ood_runners.backbones.networks import TapNetwork, count_classes
-from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, WEIGHTS_FILE, BackboneInfo, get_spec
+from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, WEIGHTS_FILE, BackboneInfo
 from ood_runners.backbones.weights import hash_state, load_weights
 
 IMAGENET_CLASSES = 1000
+TRACED = 64  # pixels a side; the graph is for any
 
 
 def export_backbone(name: str, weights: Path | None, folder: Path) -> BackboneInfo:
@@ -38,10 +39,12 @@ def export_backbone(name: str, weights: Path | None, folder: Path) -> BackboneIn
         classes=_imagenet_classes() if n_classes == IMAGENET_CLASSES else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    example = torch.zeros((2, *get_spec(name).default_size, 3), dtype=torch.uint8)
-    with warnings.catch_warnings():  # the converter traces, which torch has deprecated; nothing a user can act on
+    example = torch.zeros((2, TRACED, TRACED, 3), dtype=torch.uint8)
+    with warnings.catch_warnings():  # torch has deprecated tracing; nothing a user can act on
         warnings.simplefilter("ignore")
-        model = ov.convert_model(network, example_input=example, input=[("pictures", [-1, -1, -1, 3], ov.Type.u8)])
+        # The converter would trace it twice, to see that it does the same each time.
+        traced = torch.jit.trace(network, example, check_trace=False)
+        model = ov.convert_model(traced, example_input=example, input=[("pictures", [-1, -1, -1, 3], ov.Type.u8)])
     for output, label in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({label})
     ov.save_model(model, folder / GRAPH_FILE, compress_to_fp16=False)

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from ood_runners.backbones import FeatureNetwork
 from ood_runners.detectors import MemoryBank
@@ -189,6 +188,8 @@ def judge(normal: Compared, folds: NDArray[np.int64], defects: Compared, seed: i
                 maps, odd = position.apply(maps), position.apply(odd)
             scores[which] += [top_mean(maps[inside]), top_mean(odd)]
         strange += [np.zeros(int(inside.sum()), bool), np.ones(int(one.sum()), bool)]
+    from sklearn.metrics import roc_auc_score
+
     plain, weighted = (float(roc_auc_score(np.concatenate(strange), np.concatenate(one))) for one in scores)
     matrix = weights(defects.moments.mean(axis=0), normal.moments.mean(axis=0)) if weighted > plain else None
     return Attention(matrix, len(defects), plain, weighted)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -38,19 +40,42 @@ class StoredBackbone:
     path: Path
 
 
+def known_backbone(name: str, weights: Path | None) -> StoredBackbone | None:
+    """The backbone of a file whose weights an earlier fit put into the store.
+
+    Which weights a file holds is remembered by the file's hash, which takes a moment, where torch takes seconds to be
+    there and to read it.
+    """
+    with suppress(OSError):  # unreadable, or not met before
+        memo = _memo(name, weights)
+        if memo is not None and (found := find_backbone(name, memo.read_text(encoding="ascii"))):
+            return StoredBackbone(BackboneInfo.load(found[1]), *found)
+    return None
+
+
+def _memo(name: str, weights: Path | None) -> Path | None:
+    """Where the hash of the weights in a file is remembered."""
+    return None if weights is None else home() / CACHE / "weights" / f"{name}-{sha256_of(weights)}"
+
+
+def import_aside() -> None:
+    """Import what exporting a backbone needs in a thread of its own: seconds, in which pictures can be read."""
+
+    def load() -> None:
+        with suppress(ImportError):  # which whoever needs it will meet again
+            import_module("ood_runners.backbones.export")
+
+    Thread(target=load, name="imports").start()
+
+
 def store_backbone(name: str, weights: Path | None, scratch: Path) -> StoredBackbone:
     """Put the backbone into the store, unless the same weights are there already.
 
     Two exports of the same weights differ in their bytes, so of several first fits at once one exports and the others
-    find what it wrote. Which weights a file holds is remembered by the file's hash, which takes a moment, where torch
-    takes seconds to be there and to read it.
+    find what it wrote.
     """
-    memo: Path | None = None
-    with suppress(OSError):  # unreadable, which is said below, or not met before
-        if weights is not None:
-            memo = home() / CACHE / "weights" / f"{name}-{sha256_of(weights)}"
-            if found := find_backbone(name, memo.read_text(encoding="ascii")):
-                return StoredBackbone(BackboneInfo.load(found[1]), *found)
+    if (known := known_backbone(name, weights)) is not None:
+        return known
     from ood_runners.backbones import export_backbone
     from ood_runners.backbones.weights import hash_state, load_weights
 
@@ -64,8 +89,8 @@ def store_backbone(name: str, weights: Path | None, scratch: Path) -> StoredBack
             found = find_backbone(name, sha256)
     if found is None:
         raise RuntimeError(f"{tag} was written and is not found")
-    if memo is not None:
-        with suppress(OSError):
+    with suppress(OSError):
+        if (memo := _memo(name, weights)) is not None:
             memo.parent.mkdir(parents=True, exist_ok=True)
             memo.write_text(sha256, encoding="ascii")
     return StoredBackbone(BackboneInfo.load(found[1]), *found)

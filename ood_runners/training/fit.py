@@ -23,7 +23,7 @@ from ood_runners.training import contamination as contaminated
 from ood_runners.training.advice import advice, cost_of
 from ood_runners.training.augment import check_augment
 from ood_runners.training.datasets import Dataset, discover
-from ood_runners.training.extract import StoredBackbone, store_backbone
+from ood_runners.training.extract import StoredBackbone, import_aside, known_backbone, store_backbone
 from ood_runners.training.members import Also, check_also, member_tasks
 from ood_runners.training.pictures import read_training
 from ood_runners.training.profiles import DEFAULT, Budget
@@ -116,9 +116,11 @@ def fit(
     started = time.monotonic()
     with TemporaryDirectory(prefix="ood-fit-", ignore_cleanup_errors=True) as scratch_name:
         scratch = Path(scratch_name)
+        if (known := known_backbone(backbone, weights)) is None:
+            import_aside()
         pictures = read_training(dataset, chosen.size, scratch, progress)
         with progress.stage("backbone", total=1) as stage:
-            stored_backbone = store_backbone(backbone, weights, scratch)
+            stored_backbone = known or store_backbone(backbone, weights, scratch)
             stage.advance(note=stored_backbone.info.origin)
         names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
         task = Task(

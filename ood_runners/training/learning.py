@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from ood_runners.calibration import Calibration, needed_for
 from ood_runners.calibration.guarantee import attainable_alpha
@@ -163,6 +162,8 @@ def learning_curve(
     network = product.own.network
     if network is None:
         raise RuntimeError(f"{', '.join(names)} without a network")
+    from sklearn.metrics import roc_auc_score
+
     total = len(pictures) + len(made) + HELD_OUT * len(counts)
     with (progress or SilentProgress()).stage("learning curve", total=total) as stage:
 

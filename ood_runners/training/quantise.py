@@ -17,8 +17,10 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,31 +119,36 @@ def quantise(
     return folder / GRAPH_FILE
 
 
-def compare(
-    backbone: StoredBackbone, wanted: FeaturesEntry, pictures: NDArray[np.uint8], graph: Path, seed: int
-) -> Comparison:
-    """Fit small detectors in both precisions on two thirds of a sample and score the rest and its synthetic defects."""
-    from scipy.stats import spearmanr
-    from sklearn.metrics import roc_auc_score
+class Trial:
+    """Small detectors, fitted in float32 on two thirds of a sample; they score the rest and its synthetic defects."""
 
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(pictures))[:COMPARED]
-    split = max(1, len(rows) * 2 // 3)
-    known, new = np.asarray(pictures[rows[:split]]), np.asarray(pictures[rows[split:]])
-    judged = np.concatenate([new, *(synthetic_defects(new, rng)[0] for _ in range(DEFECTS))])
-    strange = np.arange(len(judged)) >= len(new)
-    projection = _projection(backbone, wanted, known[:PROJECTED])
-    plain, small = (_scores(backbone, wanted, projection, known, judged, one, seed) for one in (None, graph))
-    found = [
-        Comparison(
-            float(roc_auc_score(strange, plain[name])),
-            float(roc_auc_score(strange, small[name])),
-            float(spearmanr(plain[name], small[name]).statistic),
-        )
-        for name in plain
-    ]
-    worst = min(found, key=lambda one: one.auroc_int8 - one.auroc_float32)
-    return replace(worst, correlation=min(one.correlation for one in found))
+    def __init__(self, backbone: StoredBackbone, wanted: FeaturesEntry, pictures: NDArray[np.uint8], seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        rows = rng.permutation(len(pictures))[:COMPARED]
+        split = max(1, len(rows) * 2 // 3)
+        known, new = np.asarray(pictures[rows[:split]]), np.asarray(pictures[rows[split:]])
+        judged = np.concatenate([new, *(synthetic_defects(new, rng)[0] for _ in range(DEFECTS))])
+        self._strange = np.arange(len(judged)) >= len(new)
+        projection = _projection(backbone, wanted, known[:PROJECTED])
+        self._scores = partial(_scores, backbone, wanted, projection, known, judged, seed=seed)
+        self._plain = self._scores(graph=None)
+
+    def compare(self, graph: Path) -> Comparison:
+        """Fit and score the same in int8."""
+        from scipy.stats import spearmanr
+        from sklearn.metrics import roc_auc_score
+
+        plain, small, strange = self._plain, self._scores(graph=graph), self._strange
+        found = [
+            Comparison(
+                float(roc_auc_score(strange, plain[name])),
+                float(roc_auc_score(strange, small[name])),
+                float(spearmanr(plain[name], small[name]).statistic),
+            )
+            for name in plain
+        ]
+        worst = min(found, key=lambda one: one.auroc_int8 - one.auroc_float32)
+        return replace(worst, correlation=min(one.correlation for one in found))
 
 
 def _projection(backbone: StoredBackbone, wanted: FeaturesEntry, pictures: NDArray[np.uint8]) -> Projection | None:
@@ -216,10 +223,12 @@ def choose_graph(
     """
     if precision == "float32":
         return None, {}
-    with progress.stage("int8", total=2) as stage:
+    with progress.stage("int8", total=2) as stage, ThreadPoolExecutor(1) as aside:
+        # Most of quantising is NNCF's own work in one thread; meanwhile the other cores compute in float32.
+        trial = aside.submit(Trial, backbone, wanted, pictures, seed)
         graph = quantise(backbone, wanted, pictures, folder, seed)
         stage.advance()
-        comparison = compare(backbone, wanted, pictures, graph, seed)
+        comparison = trial.result().compare(graph)
         stage.advance(note=f"rank correlation {comparison.correlation:.3f}")
     taken = precision == "int8" or comparison.good_enough
     return graph if taken else None, comparison.to_dict() | {"taken": taken}

