@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 READY_S = 180.0
 SENT = 512  # pixels: the side of the pictures that are sent
+# Python keeps what it compiled, unless a shell forbids it: then every process compiles some thousand modules anew.
+ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def fit_product(folder: Path, home: Path, product: str, weights: Weights, **opti
 
 def run_timed(command: Sequence[str], more: Mapping[str, str], *, quiet: bool = False) -> tuple[dict[str, Any], float]:
     """Run a command whose last line is JSON: that, and its seconds; with `quiet`, its errors only if it fails."""
-    environment = os.environ | {"BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": str(ROOT)} | dict(more)
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | dict(more)
     start = time.perf_counter()
     errors = subprocess.PIPE if quiet else None
     done = subprocess.run(
@@ -229,7 +231,7 @@ def serving(
     command = [python, "-m", "bentoml", "serve", *target, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--timeout-keep-alive", "75"]  # longer than the clients keep theirs
     command += [part for argument in arguments for part in ("--arg", argument)]
-    environment = os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"} | dict(more or {})
+    environment = os.environ | ENVIRONMENT | {"BENTOML_HOME": str(home)} | dict(more or {})
     with log.open("w") as output:
         server = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

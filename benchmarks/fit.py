@@ -11,6 +11,7 @@ the manifest says; "with imports" is the whole command's, which is what a user w
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -18,7 +19,7 @@ from typing import Annotated
 import cv2
 import numpy as np
 import typer
-from common import Fitted, Peer, Weights, files_in, find_pictures, find_weights, fit_product, heading, show
+from common import Fitted, Peer, Weights, files_in, find_pictures, find_weights, fit_product, heading, run_timed, show
 
 from ood_runners import images
 
@@ -79,6 +80,8 @@ def main(
         folder = data or draw(scratch / "pictures", count, side, scratch)
         what = f"{len(files_in(folder / 'train'))} normals in {folder.name}" + ("" if data else f" of {side} x {side}")
         heading(weights.what, what)
+        imported = "import ood_runners.backbones.export, nncf, sklearn.metrics, ood_runners.training.fit; print({})"
+        run_timed([sys.executable, "-W", "ignore", "-c", imported], {}, quiet=True)  # compiled now, if never before
         kinds = {"without VAE": WITHOUT} | ({"with VAE": WITH} if vae else {})
         fits = {
             kind: fit_product(folder, scratch / kind, "parts", weights, detectors=detectors, bank=bank, brief_vae=quick)
