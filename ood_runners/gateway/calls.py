@@ -43,6 +43,8 @@ class Runner:
     # When it last answered a call, broke a connection or missed a probe, and did not accept the key.
     _inferred = _lost = _shut_out = float("-inf")
 
+    learns = True  # its speed, from its first calls, before it batches them
+
     def __init__(self, name: str, proxy: Any, elsewhere: bool = False) -> None:
         self.name = name
         self.elsewhere = elsewhere

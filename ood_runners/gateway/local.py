@@ -36,6 +36,8 @@ class LocalRunner(Runner):
     max_batch : pictures computed at once; a call with more is computed whole
     """
 
+    learns = False
+
     def __init__(self, name: str, engine: AnyEngine, max_batch: int) -> None:
         self.name, self.elsewhere = name, False
         self._answered = time.monotonic()

@@ -232,6 +232,8 @@ class Versions:
         return time.monotonic() - start
 
     async def _train(self) -> None:
+        if not any(runner.learns for runner in self._graph.runners):
+            return
         for served in list(self._opened.values())[:1]:
             for _ in range(TRAINING_CALLS):
                 await self._prove(served)

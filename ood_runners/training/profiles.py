@@ -41,7 +41,7 @@ SMALLEST = 200  # entries below which a bank says little
 STEP = 0.8  # from one size that is tried to the next
 KEPT = 0.95  # of a budget: what is measured later may differ a little
 TRIED_PATCHES = 2  # as many as entries, when a size is tried
-REPEATS = 5
+REPEATS, OF_BATCHES = 5, 3  # measurements of which the median counts
 LARGEST_BATCH = 64
 WORTH = 0.95  # a batch twice as large is to take at most this share of the time a picture
 
@@ -98,7 +98,7 @@ def milliseconds_by_batch(work: Callable[[int], object]) -> dict[int, float]:
     taken = {1: milliseconds(lambda: work(1))}
     size = 2
     while size <= LARGEST_BATCH:
-        taken[size] = milliseconds(lambda size=size: work(size)) / size  # type: ignore[misc]
+        taken[size] = milliseconds(lambda size=size: work(size), OF_BATCHES) / size  # type: ignore[misc]
         if taken[size] > WORTH * taken[size // 2]:
             break
         size *= 2
