@@ -104,7 +104,7 @@ def test_a_trial_is_a_bank_of_that_size() -> None:
 def test_the_smallest_batch_that_is_as_good_as_the_best(
     a_call: float, a_picture: float, best: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def took(work: Callable[[], float]) -> float:
+    def took(work: Callable[[], float], repeats: int = 0) -> float:
         return work()
 
     monkeypatch.setattr(profiles, "milliseconds", took)
