@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,6 @@ CATEGORIES = {"memory_bank": 0.02, "mahalanobis": 0.1, "vae": 0.02, "softmax": 1
 FOLDERS = CATEGORIES | {"mahalanobis": 0.5}
 MIN_CONFIDENCE = 0.5
 MIN_CATEGORIES = 10
-SHARPNESS = 2.0
 _SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
@@ -54,15 +54,26 @@ def weights_from_probes(
 ) -> dict[str, float]:
     """The prior weights, less for each detector that tells synthetic defects from normals worse than the best does.
 
-    Synthetic defects are no real ones: they say which detectors see little in these pictures, not by how much the
-    others differ. So a detector keeps its prior weight times the square of its skill's share of the best one's,
-    skill being ``2 AUROC - 1``. Both mappings hold scores, float (m,) and (n,), by detector.
+    A detector keeps of its prior weight what its skill is of the best one's. Skill is how many standard deviations
+    lie between two normal distributions that are told apart as well, which are the best weights of independent scores
+    that are added up. So a detector that sees nothing counts for nothing, and among those that see nearly all the
+    rare mistakes still tell. Synthetic defects are no real ones: small, where real ones may be gross, so they lower a
+    weight and never raise it above the prior. Both mappings hold scores, float (m,) and (n,), by detector.
     """
-    skill = {name: max(0.0, 2 * _auroc(normals[name], probes[name]) - 1) for name in prior}
+    skill = {name: _skill(normals[name], probes[name]) for name in prior}
     best = max(skill.values())
     if best <= 0:
         return dict(prior)
-    return {name: weight * (skill[name] / best) ** SHARPNESS for name, weight in prior.items()}
+    return {name: weight * skill[name] / best for name, weight in prior.items()}
+
+
+def _skill(normals: NDArray[np.floating], probes: NDArray[np.floating]) -> float:
+    """Standard deviations between normals and probes, but for a factor; 0 or more.
+
+    Half a mistake is added, so that n normals without one do not speak of perfection.
+    """
+    n = len(normals)
+    return max(0.0, NormalDist().inv_cdf((_auroc(normals, probes) * n + 0.5) / (n + 1)))
 
 
 def _auroc(normals: NDArray[np.floating], probes: NDArray[np.floating]) -> float:

@@ -42,7 +42,7 @@ def test_probes_set_the_weights_and_the_false_alarm_rate_stays():
     rates, found = [], []
     for seed in range(40):
         calibration = Calibration.fit(drawn(99, seed), WEIGHTS, SIZE, 0.1, probes=drawn(60, 2000 + seed, shift=5.0))
-        assert calibration.weights["memory_bank"] == 1 and calibration.weights["mahalanobis"] < 0.05
+        assert calibration.weights["memory_bank"] == 1 and calibration.weights["mahalanobis"] < 0.1
         rates.append(np.mean([one.verdict == "anomalous" for one in calibration.judge(drawn(200, 1000 + seed))]))
         found.append(np.mean([one.verdict == "anomalous" for one in calibration.judge(drawn(50, 3000, shift=5.0))]))
     assert 0.08 < np.mean(rates) < 0.12
