@@ -16,9 +16,52 @@ from numpy.typing import NDArray
 
 from ood_runners.detectors.checks import finite_float32
 
+MAX_PATCHES = 300_000  # in memory at a time: about 160 MB at 128 dimensions
 PROJECTION_DIM = 64
 CHUNK_ROWS = 4096  # 1 MB of 64-d points and 4 MB of distances to 256 centres: stays in the cache
 RELATIVE_ZERO = 1e-6  # squared distances below this share of the largest squared norm are float32 noise
+
+
+def coreset_of_pictures(
+    patches: NDArray[Any],
+    rows: NDArray[np.int64],
+    size: int,
+    seed: int,
+    weighted: Callable[[NDArray[Any]], NDArray[Any]],
+    progress: Callable[[int], None] | None,
+) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
+    """Coreset of some pictures' patches: float16 (m, d) and their origin int32 (m, 2), picture and cell.
+
+    `patches` are float16 or float32 (n, h, w, d) and may be memory-mapped, `rows` int64 are the pictures', and
+    `weighted` is applied to their patches first. With more than `MAX_PATCHES` patches, coresets of runs of pictures are
+    merged and reduced to one again; greedy k-centre composes (Malkomes et al., "Fast Distributed k-Center Clustering
+    with Outliers", 2015).
+    """
+    cells, d = patches.shape[1] * patches.shape[2], patches.shape[3]
+    run = max(1, MAX_PATCHES // cells)
+    runs = -(-len(rows) // run)
+    entries: NDArray[np.float16] = np.empty((0, d), np.float16)
+    origin: NDArray[np.int32] = np.empty((0, 2), np.int32)
+    for i in range(runs):
+        pictures = rows[i * run : (i + 1) * run]
+        points = _to_float16(weighted(patches[pictures])).reshape(-1, d)
+        report = None if progress is None else lambda count, i=i: progress((i * size + count) // runs)
+        chosen = greedy_coreset(points, size, seed=seed, progress=report)
+        entries = np.concatenate([entries, points[chosen]])
+        origin = np.concatenate(
+            [origin, np.stack([pictures[chosen // cells], chosen % cells], axis=1).astype(np.int32)]
+        )
+        last = i == runs - 1
+        if len(entries) > size and (last or len(entries) > MAX_PATCHES):
+            kept = greedy_coreset(entries, size, seed=seed)
+            entries, origin = entries[kept], origin[kept]
+    return entries, origin
+
+
+def _to_float16(array: NDArray[Any]) -> NDArray[np.float16]:
+    """Rounded to the bank's stored type; values beyond its range become infinite and are refused later."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array, dtype=np.float16)
 
 
 def greedy_coreset(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ood_runners.backbones.runtime import choose_device
 from ood_runners.detectors.base import Detector, Probes, top_count, top_mean
 from ood_runners.detectors.checks import finite_float32
-from ood_runners.detectors.coreset import greedy_coreset
+from ood_runners.detectors.coreset import coreset_of_pictures
 from ood_runners.detectors.indexes import KINDS, Index, fit_effort
 from ood_runners.detectors.position import TRIAL_ENTRIES, Position, by_place, explained, held_out, trial
 from ood_runners.detectors.search import Metric, Search, recall
@@ -27,7 +27,6 @@ from ood_runners.features import Features, Scores
 if TYPE_CHECKING:
     from ood_runners.detectors.torch_search import TorchMetric, TorchSearch
 
-MAX_PATCHES = 300_000  # in memory at a time while the bank is chosen: about 160 MB at 128 dimensions
 SEARCH_PICTURES = 32  # scored at a time
 LARGE = 2_000  # entries from which on the search in int8 pays
 MIN_RECALL, RECALL_QUERIES, INDEX_QUERIES = 0.99, 1_024, 8_192
@@ -115,7 +114,7 @@ class MemoryBank(Detector):
         """Choose the bank from all patches, taken as one fold.
 
         ``features.patches`` is float16 or float32 (n, h, w, d) and may be memory-mapped: at most
-        `MAX_PATCHES` patches are in memory at a time. `progress` is called with how many of the `size`
+        `coreset.MAX_PATCHES` patches are in memory at a time. `progress` is called with how many of the `size`
         entries are done.
         """
         self._choose(_patches(features), np.zeros(len(features), np.int64), progress)
@@ -267,9 +266,7 @@ class MemoryBank(Detector):
             start, end = (round(self.size * part / len(patches)) for part in (taken, taken + len(rows)))
             taken += len(rows)
             report = None if progress is None else lambda count, start=start: progress(start + count)
-            entries, origin = _coreset_of_pictures(
-                patches, rows, max(1, end - start), self.seed, self.attention_, report
-            )
+            entries, origin = coreset_of_pictures(patches, rows, max(1, end - start), self.seed, self._attended, report)
             if progress is not None:
                 progress(end)
             bank.append(entries)
@@ -317,9 +314,9 @@ class MemoryBank(Detector):
                     self.index_ = index
                     break
 
-    def _attended(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Patches float32 (..., d), multiplied by the weights where there are any."""
-        return patches if self.attention_ is None else np.asarray(patches @ self.attention_, np.float32)
+    def _attended(self, patches: NDArray[Any]) -> NDArray[Any]:
+        """Patches float16 or float32 (..., d), multiplied by the weights, in float32, where there are any."""
+        return patches if self.attention_ is None else patches.astype(np.float32) @ self.attention_
 
     def _k(self) -> int:
         """As many neighbours as there are without any one fold, so that held-out and new pictures have the same."""
@@ -433,44 +430,3 @@ def _patches(features: Features) -> NDArray[Any]:
     if features.patches is None or features.patches.ndim != 4:
         raise DataError("The memory bank needs patch features of shape (pictures, height, width, dimensions).")
     return features.patches
-
-
-def _coreset_of_pictures(
-    patches: NDArray[Any],
-    rows: NDArray[np.int64],
-    size: int,
-    seed: int,
-    attention: NDArray[np.float32] | None,
-    progress: Callable[[int], None] | None,
-) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-    """Coreset of the chosen pictures' patches: float16 (m, d) and their origin int32 (m, 2).
-
-    With more than `MAX_PATCHES` patches, coresets of runs of pictures are merged and reduced to one again;
-    greedy k-centre composes (Malkomes et al., "Fast Distributed k-Center Clustering with Outliers", 2015).
-    """
-    cells, d = patches.shape[1] * patches.shape[2], patches.shape[3]
-    run = max(1, MAX_PATCHES // cells)
-    runs = -(-len(rows) // run)
-    entries: NDArray[np.float16] = np.empty((0, d), np.float16)
-    origin: NDArray[np.int32] = np.empty((0, 2), np.int32)
-    for i in range(runs):
-        pictures = rows[i * run : (i + 1) * run]
-        raw = patches[pictures] if attention is None else patches[pictures].astype(np.float32) @ attention
-        points = _to_float16(raw).reshape(-1, d)
-        report = None if progress is None else lambda count, i=i: progress((i * size + count) // runs)
-        chosen = greedy_coreset(points, size, seed=seed, progress=report)
-        entries = np.concatenate([entries, points[chosen]])
-        origin = np.concatenate(
-            [origin, np.stack([pictures[chosen // cells], chosen % cells], axis=1).astype(np.int32)]
-        )
-        last = i == runs - 1
-        if len(entries) > size and (last or len(entries) > MAX_PATCHES):
-            kept = greedy_coreset(entries, size, seed=seed)
-            entries, origin = entries[kept], origin[kept]
-    return entries, origin
-
-
-def _to_float16(array: NDArray[Any]) -> NDArray[np.float16]:
-    """Rounded to the bank's stored type; values beyond its range become infinite and are refused later."""
-    with np.errstate(over="ignore"):
-        return np.asarray(array, dtype=np.float16)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from ood_runners.detectors import indexes, memory_bank
+from ood_runners.detectors import coreset, indexes, memory_bank
 from ood_runners.detectors.base import Probes
 from ood_runners.detectors.memory_bank import MemoryBank
 from ood_runners.errors import ArtifactError, DataError
@@ -138,7 +138,7 @@ def test_grows_with_displacement() -> None:
 def test_merge_reduce_covers_nearly_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     features = normals(30)
     whole = MemoryBank(size=120, k=1).fit(features)
-    monkeypatch.setattr(memory_bank, "MAX_PATCHES", 200)  # runs of five pictures, and merges in between
+    monkeypatch.setattr(coreset, "MAX_PATCHES", 200)  # runs of five pictures, and merges in between
     merged = MemoryBank(size=120, k=1).fit(features)
     assert merged.bank_.shape == whole.bank_.shape
     cells = features.patches.reshape(30, 36, 10)
@@ -148,7 +148,7 @@ def test_merge_reduce_covers_nearly_as_well(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_progress_grows_to_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_bank, "MAX_PATCHES", 150)
+    monkeypatch.setattr(coreset, "MAX_PATCHES", 150)
     seen: list[int] = []
     MemoryBank(size=300).fit_held_out(normals(20), np.arange(20) % 2, progress=seen.append)
     assert seen == sorted(seen) and 0 < seen[0] < 300 and seen[-1] == 300
@@ -164,7 +164,7 @@ def test_memory_stays_bounded_on_a_large_file(tmp_path: Path, monkeypatch: pytes
     features = Features(patches=np.load(tmp_path / "patches.npy", mmap_mode="r"))
     folds = np.arange(400) % 4
     detector = MemoryBank(size=80)
-    monkeypatch.setattr(memory_bank, "MAX_PATCHES", 2_000)
+    monkeypatch.setattr(coreset, "MAX_PATCHES", 2_000)
     monkeypatch.setattr(memory_bank, "SEARCH_PICTURES", 4)
     import faiss  # noqa: F401  (its loading is not the bank's memory)
 
