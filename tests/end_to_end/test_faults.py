@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.artifacts.samples import mounted
-from tests.end_to_end.traffic import Answer, in_progress, load, persistent, process_of
+from tests.end_to_end.traffic import Answer, in_progress, load, persistent, process_of, processes_of
 
 DEADLINE_S, UPLOAD_S = 6, 2
 
@@ -62,11 +62,18 @@ def seconds_until(server: Any, status: int, limit: float) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ResNet50Runner", "VAERunner", "NearestNeighbourRunner", "MahalanobisRunner"])
 def test_a_killed_runner_costs_at_most_what_was_on_its_way(faulty: Any, many: list[bytes], name: str) -> None:
-    noticed: list[float] = []
+    noticed: list[str] = []
 
     def kill() -> None:
-        process_of(faulty, name).kill()
-        noticed.append(seconds_until(faulty, 503, 2))
+        killed, end = process_of(faulty, name), time.monotonic() + 5
+        killed.kill()
+        while not noticed:
+            assert time.monotonic() < end, f"nobody noticed that {name} was killed:\n{faulty.tail()}"
+            others = [one for one in processes_of(faulty, name) if one != killed]
+            if faulty.http.get("/readyz").status_code == 503:
+                noticed.append("not ready")
+            elif others:  # started again within the time that a probe waits, and so it is who answered
+                noticed.append("ready again")
 
     answers = during(faulty, many, 32, kill)
     assert {answer.status for answer in answers} <= {200, 503}, answers

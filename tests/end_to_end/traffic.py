@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -114,7 +115,17 @@ def processes(server: Any) -> list[psutil.Process]:
 
 def process_of(server: Any, service: str) -> psutil.Process:
     """The process that runs one service of it."""
-    [found] = [one for one in processes(server) if service in " ".join(one.cmdline())]
+    [found] = processes_of(server, service)
+    return found
+
+
+def processes_of(server: Any, service: str) -> list[psutil.Process]:
+    """The processes that run one service of it: none while it is being started again."""
+    found = []
+    for one in processes(server):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if service in " ".join(one.cmdline()):
+                found.append(one)
     return found
 
 
