@@ -22,4 +22,5 @@ class AnomalibPeer:
     def detect(self, image: Image) -> dict[str, Any]:
         """`verdict` is here for the load generator, which looks for it."""
         answer = predict(self.model, np.asarray(image.convert("RGB")))
-        return {"verdict": bool(answer.pred_label), "score": float(answer.pred_score)}
+        label, score = (np.ravel(value)[0] for value in (answer.pred_label, answer.pred_score))  # (1, 1) of OpenVINO's
+        return {"verdict": bool(label), "score": float(score)}
