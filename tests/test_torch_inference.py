@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ood_runners.torch_inference import Buckets, Outputs, Pass
+from tests.gpu import DEVICES, needs_gpu
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="There is no NVIDIA GPU here that torch can use; this is about one."
-)
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 SHAPE = (4, 5, 3)
 SIZES = (1, 2, 4, 8)
 

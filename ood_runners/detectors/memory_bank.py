@@ -57,6 +57,8 @@ class MemoryBank(Detector):
 
     Attributes
     ----------
+    device : "auto", "cpu" or "cuda"
+        Where entries are searched; on a GPU exactly, whatever `search`. Set it before a fit or the first ``score``.
     bank_ : float16 (m, d)
         The entries. Scores are computed from these rounded values at fit time too, so that a stored
         bank scores as the fitted one.
@@ -151,8 +153,7 @@ class MemoryBank(Detector):
         exact search gives.
         """
         if self._search is None:
-            on_gpu = choose_device(self.device) == "cuda"
-            self._search = self._open() if on_gpu or self.index_ is None else self.index_
+            self._search = self._open() if self._on_gpu or self.index_ is None else self.index_
         if isinstance(self._search, Index):
             self._search.threads = self.threads
             if self._exact is None:
@@ -244,7 +245,7 @@ class MemoryBank(Detector):
 
     def _without(self, entries: NDArray[np.bool_]) -> tuple[Search | Index | TorchSearch, Search | None]:
         """The search for pictures that these entries are of, and what measures the highest cells of what it gives."""
-        if self.index_ is None or self.index_.kind != PQ or choose_device(self.device) == "cuda":
+        if self.index_ is None or self.index_.kind != PQ or self._on_gpu:
             return self._open(without=entries), None
         return self.index_.without(entries), Search(self.bank_, self._k(), without=entries, threads=self.threads)
 
@@ -337,9 +338,13 @@ class MemoryBank(Detector):
         self.fine_position_, fine = by_place(maps[1], folds, normal)
         return _of_maps([plain, fine])
 
+    @property
+    def _on_gpu(self) -> bool:
+        return choose_device(self.device) == "cuda"
+
     def _open(self, without: NDArray[np.bool_] | None = None) -> Search | TorchSearch:
         """The search over all entries, or those left `without` some."""
-        if choose_device(self.device) == "cuda":
+        if self._on_gpu:
             from ood_runners.detectors.torch_search import TorchSearch
 
             return TorchSearch(self.bank_, self._k(), "cuda", without=without)
@@ -347,7 +352,7 @@ class MemoryBank(Detector):
         return Search(self.bank_, self._k(), rounded=rounded, without=without, threads=self.threads)
 
     def _open_metric(self, fine: NDArray[np.float32]) -> Metric | TorchMetric:
-        if choose_device(self.device) == "cuda":
+        if self._on_gpu:
             from ood_runners.detectors.torch_search import TorchMetric
 
             return TorchMetric(self.bank_, fine, "cuda")

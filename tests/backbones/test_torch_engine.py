@@ -16,17 +16,9 @@ from numpy.typing import NDArray
 from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection, ProjectionFitter, export_backbone
 from ood_runners.backbones.runtime import Tapping
 from ood_runners.backbones.torch_engine import TorchEngine
+from tests.gpu import DEVICES
 
 SIZE = (96, 128)
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=pytest.mark.skipif(
-            not torch.cuda.is_available(), reason="There is no NVIDIA GPU here that torch can use; this is about one."
-        ),
-    ),
-]
 
 
 def off(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:

@@ -6,15 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 
 from ood_runners.detectors.search import ROWS, Metric, Search, recall
 from ood_runners.detectors.torch_search import TorchMetric, TorchSearch
+from tests.gpu import DEVICES, needs_gpu
 
 Finder = Callable[..., Search | TorchSearch]
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="There is no NVIDIA GPU here that torch can use; this is about one."
-)
 
 
 def on(device: str) -> Finder:
@@ -101,7 +98,7 @@ def test_an_entry_is_at_distance_zero_from_itself() -> None:
     np.testing.assert_array_equal(found[:, 0], np.arange(20))
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_another_metric_is_the_same_in_torch(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ood_runners.detectors.torch_search.PRODUCTS", 1_000)
     rng = np.random.default_rng(5)
