@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from ood_runners.artifacts import LoadedVersions, read_part
 from ood_runners.backbones.runtime import FeatureNetwork, choose_device
+from ood_runners.cores import available_cores
 from ood_runners.detectors.base import Detector
 from ood_runners.errors import OODError
 from ood_runners.features import Features, Scores
@@ -24,10 +25,10 @@ from ood_runners.telemetry.requests import working_for
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 Item = dict[str, Any]
 Part = TypeVar("Part")
-# What a part takes once it has worked, measured with OpenVINO (96 to 224 px, batches of 16): its weights twice, as
-# they are stored and as they are computed with; for each pixel of the largest batch, if it runs a network on
-# pictures; and what every part takes. 20 MB of weights and 16 pictures of 224 px: 245 MB.
-COPIES, PIXEL_BYTES, PART_BYTES = 2, 250, 4 * 2**20
+# What a part takes once it has worked, measured with OpenVINO (96 to 448 px, int8 and float32, one and two threads):
+# its weights as they are stored and as they are computed with, which a backbone on a CPU does in two ways; for each
+# pixel of the pictures that are computed at a time, if it runs a network; and what every part takes.
+COPIES, NETWORK_COPIES, PIXEL_BYTES, PART_BYTES = 2, 3, 250, 8 * 2**20
 
 
 class Engine(ABC, Generic[Part]):
@@ -132,20 +133,21 @@ AnyEngine = FeatureEngine | DetectorEngine
 
 def feature_engine(device: str, budget: int, max_batch: int) -> FeatureEngine:
     """The engine behind ResNet50Runner; `budget` is in bytes, `max_batch` in pictures."""
+    at_once = _at_once(device, max_batch)
 
     def load(tag: str) -> Network:
         stored = read_part(tag)
         folder = stored.path if stored.manifest.backbone.precision == INT8 else stored.backbone_path
         weights = sum(file.stat().st_size for file in folder.glob("*.bin"))
         network = load_network(stored, device)
-        return Network(network, _memory(weights, network.size, max_batch))
+        return Network(network, _memory(NETWORK_COPIES * weights, network.size, at_once))
 
-    choose_device(device)  # says at the start what is amiss
     return FeatureEngine(LoadedVersions(_told(load), lambda network: network.nbytes, budget), "features")
 
 
 def detector_engine(name: str, device: str, budget: int, max_batch: int) -> DetectorEngine:
     """The engine behind the runner of the detector `name`; `budget` is in bytes, `max_batch` in pictures."""
+    at_once = _at_once(device, max_batch)
 
     def load(tag: str) -> Detector:
         return load_detector(read_part(tag), name, device)
@@ -153,7 +155,7 @@ def detector_engine(name: str, device: str, budget: int, max_batch: int) -> Dete
     def size(detector: Detector) -> int:
         arrays = detector.to_arrays()
         pictures = tuple(arrays["size"].tolist()) if "size" in arrays else (0, 0)  # those that a network looks at
-        return _memory(sum(array.nbytes for array in arrays.values()), pictures, max_batch)
+        return _memory(COPIES * sum(array.nbytes for array in arrays.values()), pictures, at_once)
 
     return DetectorEngine(LoadedVersions(_told(load), size, budget), name)
 
@@ -170,9 +172,14 @@ def _told(load: Callable[[str], Part]) -> Callable[[str], Part]:
     return load_and_tell
 
 
-def _memory(weights: int, size: tuple[int, int], max_batch: int) -> int:
+def _at_once(device: str, max_batch: int) -> int:
+    """Pictures computed at a time; BadParameter where there is no such device."""
+    return max_batch if choose_device(device) == "cuda" else min(max_batch, available_cores())
+
+
+def _memory(weights: int, size: tuple[int, int], at_once: int) -> int:
     """Bytes that a part takes whose weights take `weights` and which looks at pictures of (h, w) `size`."""
-    return COPIES * weights + PIXEL_BYTES * size[0] * size[1] * max_batch + PART_BYTES
+    return weights + PIXEL_BYTES * size[0] * size[1] * at_once + PART_BYTES
 
 
 def _failure(error: Exception, context: str) -> Item:

@@ -1,23 +1,156 @@
-"""How networks are compiled for a CPU: in one way, for fitting and serving alike."""
+"""How networks are compiled for a CPU and run there: in one way, for fitting and serving alike.
+
+Threads that share a picture wait for one another at the end of each layer, and for a core that decodes the next
+picture meanwhile. So pieces of a batch (pictures, or some hundred queries) are computed side by side, each by one
+thread; only a lone piece may have every core.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections import deque
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ood_runners.cores import available_cores
 
-
-def compile_for_cpu(model: Any, threads: int | None = None) -> Any:
-    """An ``openvino.Model``, compiled.
-
-    Always float32 where the model is: processors with bfloat16 would otherwise give other scores. The stages of a
-    request follow one another, so each may use every core there is; `threads` is for those who share them otherwise.
-    """
+if TYPE_CHECKING:
     import openvino as ov
 
-    config = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads or available_cores(),
-    }
-    return ov.Core().compile_model(model, "CPU", config)
+
+class CPUNetwork:
+    """An ``openvino.Model`` compiled for this machine's CPU; safe to call from several threads.
+
+    The first dimension of each input and output counts rows, which do not depend on one another.
+
+    Parameters
+    ----------
+    model : any number of rows
+    piece : rows that are computed together by one thread, at most: fewer where every thread then gets some
+    threads : CPU threads; all cores if None
+    lone : a lone piece is computed by all threads, as long as half of them would be idle. That needs the network twice;
+        the copy with a thread for each piece is compiled while the first pieces that need it are computed without it
+    """
+
+    def __init__(self, model: ov.Model, *, piece: int = 1, threads: int | None = None, lone: bool = False) -> None:
+        self._threads = threads or available_cores()
+        self._piece = piece
+        self._empty = [np.zeros((0, *_lengths(output)[1:]), output.element_type.to_dtype()) for output in model.outputs]
+        self._lock = threading.Lock()
+        self._under_way = 0  # pieces
+        self._model: ov.Model | None = None  # what is still to be compiled
+        self._together: _Streams | None = None
+        self._apart: _Streams | None = None
+        if lone and self._threads > 1:
+            self._model = model
+            self._together = _Streams(model, 1, self._threads)
+        else:
+            self._apart = _Streams(model, self._threads, self._threads)
+
+    def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """The outputs, each (n, …), for inputs (n, …) of the types and shapes of the model; arrays of the caller's."""
+        rows = len(inputs[0])
+        if rows == 0:
+            return list(self._empty)
+        given = [np.require(one, requirements=["C", "W"]) for one in inputs]  # OpenVINO does not share read-only memory
+        pieces = -(-rows // self._piece)
+        with self._lock:
+            self._under_way += pieces
+            streams, step = self._choose(rows)
+        try:
+            return streams.run(given, rows, step)
+        finally:
+            with self._lock:
+                self._under_way -= pieces
+
+    def _choose(self, rows: int) -> tuple[_Streams, int]:
+        """What computes so many rows, and in pieces of how many; called with the lock."""
+        if self._together is not None and 2 * self._under_way <= self._threads:
+            return self._together, rows
+        if self._apart is not None:
+            rounds = -(-rows // (self._piece * self._threads))
+            return self._apart, -(-rows // (rounds * self._threads))
+        assert self._together is not None
+        if self._model is not None:
+            threading.Thread(target=self._compile_apart, args=(self._model,), name="compile").start()
+            self._model = None
+        return self._together, self._piece  # a large batch once would keep its memory for good
+
+    def _compile_apart(self, model: ov.Model) -> None:
+        apart = _Streams(model, self._threads, self._threads)
+        with self._lock:
+            self._apart = apart
+
+
+class _Streams:
+    """A compiled model and as many requests of it as run at a time."""
+
+    def __init__(self, model: ov.Model, count: int, threads: int) -> None:
+        import openvino as ov
+
+        config = {
+            # Always float32 where the model is: processors with bfloat16 would otherwise give other scores.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": count,
+            "INFERENCE_NUM_THREADS": threads,
+            # The threads of several networks and processes would be bound to the same cores while others idle.
+            "ENABLE_CPU_PINNING": False,
+        }
+        compiled = ov.Core().compile_model(model, "CPU", config)
+        self._outputs = len(compiled.outputs)
+        self._free: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        for _ in range(count):
+            self._free.put(compiled.create_infer_request())
+
+    def run(self, inputs: list[NDArray[Any]], rows: int, step: int) -> list[NDArray[Any]]:
+        """The outputs of all rows, computed `step` at a time."""
+        import openvino as ov
+
+        results: list[NDArray[Any]] = []
+        waiting: deque[tuple[slice, ov.InferRequest]] = deque()
+
+        def take() -> None:
+            part, request = waiting.popleft()
+            try:
+                request.wait()
+                for i in range(self._outputs):
+                    found = request.get_output_tensor(i).data
+                    if len(results) == i:
+                        results.append(np.empty((rows, *found.shape[1:]), found.dtype))
+                    results[i][part] = found
+            finally:
+                self._free.put(request)
+
+        try:
+            for start in range(0, rows, step):
+                part = slice(start, min(start + step, rows))
+                try:
+                    request = self._free.get_nowait()
+                except Empty:
+                    if waiting:  # one's own first: two that hold some and want more would wait for each other
+                        take()
+                    request = self._free.get()
+                try:
+                    for i, one in enumerate(inputs):
+                        request.set_input_tensor(i, ov.Tensor(one[part], shared_memory=True))
+                    request.start_async()
+                except BaseException:
+                    self._free.put(request)
+                    raise
+                waiting.append((part, request))
+            while waiting:
+                take()
+        finally:
+            while waiting:  # after a failure: the others go back once they are done
+                with suppress(RuntimeError):
+                    take()
+        return results
+
+
+def _lengths(output: Any) -> list[int]:
+    """The shape, 0 where it is open."""
+    return [0 if d.is_dynamic else d.get_length() for d in output.partial_shape]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ood_runners.backbones.runtime import PATCHES, Tapping
 from ood_runners.backbones.spec import LOGITS, BackboneInfo
 from ood_runners.errors import ArtifactError
 from ood_runners.features import POOLED_PREFIX
-from ood_runners.inference import compile_for_cpu
+from ood_runners.inference import CPUNetwork
 
 MOST_WHOLE = 63  # of a weight in int8
 
@@ -25,21 +24,12 @@ class OpenVINOEngine:
 
     def __init__(self, graph: Path, info: BackboneInfo, tapping: Tapping, threads: int | None) -> None:
         model = build_graph(read_graph(graph, tapping.size), info, tapping)
-        self._request = compile_for_cpu(model, threads).create_infer_request()
         self._names = [output.any_name for output in model.outputs]
-        self._empty = {
-            output.any_name: np.zeros((0, *_lengths(output)[1:]), output.element_type.to_dtype())
-            for output in model.outputs
-        }
-        self._lock = threading.Lock()
+        self._network = CPUNetwork(model, threads=threads, lone=True)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """uint8 (n, h, w, 3) to the named outputs."""
-        if len(pictures) == 0:
-            return dict(self._empty)
-        with self._lock:
-            results = self._request.infer([pictures], share_inputs=True)
-            return {name: results[i] for i, name in enumerate(self._names)}
+        return dict(zip(self._names, self._network(pictures), strict=True))
 
 
 def read_graph(path: Path, size: tuple[int, int]) -> ov.Model:
@@ -116,10 +106,5 @@ def _rounded_weights(kernel: NDArray[np.float32]) -> Any:
     return ops.multiply(ops.convert(whole, "f32"), ops.constant(scale.astype(np.float32)))
 
 
-def _lengths(output: Any) -> list[int]:
-    """The shape, 0 for the batch."""
-    return [0 if d.is_dynamic else d.get_length() for d in output.partial_shape]
-
-
 def _grid(output: Any) -> list[int]:
-    return _lengths(output)[2:]
+    return [d.get_length() for d in list(output.partial_shape)[2:]]

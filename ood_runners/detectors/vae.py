@@ -20,7 +20,7 @@ from ood_runners.cores import available_cores
 from ood_runners.detectors.base import Detector, Probes, top_mean
 from ood_runners.errors import ArtifactError, DataError
 from ood_runners.features import Features, Scores
-from ood_runners.inference import compile_for_cpu
+from ood_runners.inference import CPUNetwork
 
 MIN_PICTURES = 2  # one to learn from and one to hold out
 SCORE_CHUNK = 32
@@ -190,13 +190,11 @@ class OpenVINOEngine:
             model = ov.Core().read_model(arrays["network_xml"].tobytes(), ov.Tensor(arrays["network_bin"]))
         except RuntimeError as error:
             raise ArtifactError("The stored vae's network is damaged; fit the product again.") from error
-        self._request = compile_for_cpu(model, threads).create_infer_request()
-        self._lock = threading.Lock()
+        self._network = CPUNetwork(model, threads=threads)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (n, H, W, 3) to float32 (n, h, w)."""
-        with self._lock:
-            return np.array(self._request.infer([pictures], share_inputs=True)[0])
+        return self._network(pictures)[0]
 
 
 def _torch_engine(arrays: Mapping[str, NDArray[Any]], latent: int, device: str) -> Engine:
