@@ -30,7 +30,7 @@ class CPUNetwork:
     Parameters
     ----------
     model : any number of rows
-    piece : rows that are computed together by one thread, at most: fewer where every thread then gets some
+    piece : rows that are computed together, by one thread
     threads : CPU threads; all cores if None
     lone : a lone piece is computed by all threads, as long as half of them would be idle. That needs the network twice;
         the copy with a thread for each piece is compiled while the first pieces that need it are computed without it
@@ -72,8 +72,7 @@ class CPUNetwork:
         if self._together is not None and 2 * self._under_way <= self._threads:
             return self._together, rows
         if self._apart is not None:
-            rounds = -(-rows // (self._piece * self._threads))
-            return self._apart, -(-rows // (rounds * self._threads))
+            return self._apart, self._piece
         assert self._together is not None
         if self._model is not None:
             threading.Thread(target=self._compile_apart, args=(self._model,), name="compile").start()
