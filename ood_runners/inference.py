@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_runners import compiled
 from ood_runners.cores import available_cores
 
 if TYPE_CHECKING:
@@ -29,33 +33,41 @@ class CPUNetwork:
 
     Parameters
     ----------
-    model : any number of rows
+    model : makes the model, which takes any number of rows; called for each time that it is compiled
     piece : rows that are computed together, by one thread
     threads : CPU threads; all cores if None
     lone : a lone piece is computed by all threads, as long as half of them would be idle. That needs the network twice;
         the copy with a thread for each piece is compiled while the first pieces that need it are computed without it
+    kept : where it is kept, compiled (see `compiled.place`)
     """
 
-    def __init__(self, model: ov.Model, *, piece: int = 1, threads: int | None = None, lone: bool = False) -> None:
+    def __init__(
+        self,
+        model: Callable[[], ov.Model],
+        *,
+        piece: int = 1,
+        threads: int | None = None,
+        lone: bool = False,
+        kept: Path | None = None,
+    ) -> None:
         self._threads = threads or available_cores()
         self._piece = piece
-        self._empty = [np.zeros((0, *_lengths(output)[1:]), output.element_type.to_dtype()) for output in model.outputs]
+        self._compile = partial(_Streams, model, threads=self._threads, kept=kept)
         self._lock = threading.Lock()
         self._under_way = 0  # pieces
-        self._model: ov.Model | None = None  # what is still to be compiled
         self._together: _Streams | None = None
         self._apart: _Streams | None = None
+        self._preparing = False  # the second
         if lone and self._threads > 1:
-            self._model = model
-            self._together = _Streams(model, 1, self._threads)
+            self._together = self._compile(1)
         else:
-            self._apart = _Streams(model, self._threads, self._threads)
+            self._apart = self._compile(self._threads)
 
     def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
         """The outputs, each (n, …), for inputs (n, …) of the types and shapes of the model; arrays of the caller's."""
         rows = len(inputs[0])
         if rows == 0:
-            return list(self._empty)
+            return list(self._any().empty)
         given = [np.require(one, requirements=["C", "W"]) for one in inputs]  # OpenVINO does not share read-only memory
         pieces = -(-rows // self._piece)
         with self._lock:
@@ -74,21 +86,26 @@ class CPUNetwork:
         if self._apart is not None:
             return self._apart, self._piece
         assert self._together is not None
-        if self._model is not None:
-            threading.Thread(target=self._compile_apart, args=(self._model,), name="compile").start()
-            self._model = None
+        if not self._preparing:
+            self._preparing = True
+            threading.Thread(target=self._prepare, name="compile").start()
         return self._together, self._piece  # a large batch once would keep its memory for good
 
-    def _compile_apart(self, model: ov.Model) -> None:
-        apart = _Streams(model, self._threads, self._threads)
+    def _prepare(self) -> None:
+        apart = self._compile(self._threads)
         with self._lock:
             self._apart = apart
+
+    def _any(self) -> _Streams:
+        streams = self._together or self._apart
+        assert streams is not None
+        return streams
 
 
 class _Streams:
     """A compiled model and as many requests of it as run at a time."""
 
-    def __init__(self, model: ov.Model, count: int, threads: int) -> None:
+    def __init__(self, model: Callable[[], ov.Model], count: int, *, threads: int, kept: Path | None) -> None:
         import openvino as ov
 
         config = {
@@ -99,11 +116,15 @@ class _Streams:
             # The threads of several networks and processes would be bound to the same cores while others idle.
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = ov.Core().compile_model(model, "CPU", config)
-        self._outputs = len(compiled.outputs)
+        network = None if kept is None else compiled.read(kept, config)
+        if network is None:
+            network = ov.Core().compile_model(model(), "CPU", config)
+            if kept is not None:
+                compiled.write(kept, network)
+        self.empty = [np.zeros((0, *_lengths(one)[1:]), one.element_type.to_dtype()) for one in network.outputs]
         self._free: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(count):
-            self._free.put(compiled.create_infer_request())
+            self._free.put(network.create_infer_request())
 
     def run(self, inputs: list[NDArray[Any]], rows: int, step: int) -> list[NDArray[Any]]:
         """The outputs of all rows, computed `step` at a time."""
@@ -116,7 +137,7 @@ class _Streams:
             part, request = waiting.popleft()
             try:
                 request.wait()
-                for i in range(self._outputs):
+                for i in range(len(self.empty)):
                     found = request.get_output_tensor(i).data
                     if len(results) == i:
                         results.append(np.empty((rows, *found.shape[1:]), found.dtype))

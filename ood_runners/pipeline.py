@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ood_runners import images
 from ood_runners.artifacts import Manifest, Stored
+from ood_runners.artifacts.names import kept_networks
 from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection
 from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.calibration import Calibration, Judgement
@@ -39,6 +40,7 @@ def load_network(stored: Stored, device: str = "auto", threads: int | None = Non
         device=device,
         threads=threads,
         graph=stored.path / GRAPH_FILE if manifest.backbone.precision == INT8 else None,
+        kept=kept_networks(),
     )
 
 

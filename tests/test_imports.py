@@ -27,7 +27,7 @@ LAYERS = (
     "artifacts",
     "pipeline",
 )
-PART_OF = {"image_guards": "images", "torch_inference": "inference"}
+PART_OF = {"image_guards": "images", "torch_inference": "inference", "compiled": "inference"}
 SERVING = "serving"
 MAY_IMPORT: dict[str, set[str]] = {
     **{layer: {*LAYERS[: i + 1], ""} for i, layer in enumerate(LAYERS)},

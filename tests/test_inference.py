@@ -39,21 +39,21 @@ def check(found: list[Rows], given: Rows) -> None:
 @pytest.mark.parametrize("piece", [1, 3, 100])
 @pytest.mark.parametrize("lone", [False, True])
 def test_every_row_gets_its_own_answer(threads: int, piece: int, lone: bool) -> None:
-    network = CPUNetwork(model(), piece=piece, threads=threads, lone=lone)
+    network = CPUNetwork(model, piece=piece, threads=threads, lone=lone)
     for count in (1, 2, 3, 7, 50):
         given = rows(count, seed=count)
         check(network(given), given)
 
 
 def test_no_rows_give_empty_outputs_of_the_right_kind() -> None:
-    products, sums = CPUNetwork(model())(rows(0))
+    products, sums = CPUNetwork(model)(rows(0))
     assert products.shape == (0, 4) and sums.shape == (0,)
     assert products.dtype == sums.dtype == np.float32
 
 
 @pytest.mark.parametrize("lone", [False, True])
 def test_many_threads_do_not_mix_their_answers(lone: bool) -> None:
-    network = CPUNetwork(model(), piece=2, threads=2, lone=lone)
+    network = CPUNetwork(model, piece=2, threads=2, lone=lone)
 
     def ask(seed: int) -> None:
         given = rows(1 + seed % 9, seed)
@@ -64,14 +64,14 @@ def test_many_threads_do_not_mix_their_answers(lone: bool) -> None:
 
 
 def test_read_only_and_strided_rows_are_taken() -> None:
-    network = CPUNetwork(model(), piece=2)
+    network = CPUNetwork(model, piece=2)
     given = rows(10)[::2]
     given.flags.writeable = False
     check(network(given), given)
 
 
 def test_answers_stay_when_others_ask() -> None:
-    network = CPUNetwork(model(), threads=1)
+    network = CPUNetwork(model, threads=1)
     first = network(rows(1, seed=1))
     kept = [one.copy() for one in first]
     network(rows(1, seed=2))
@@ -80,7 +80,7 @@ def test_answers_stay_when_others_ask() -> None:
 
 
 def test_what_fails_keeps_no_request() -> None:
-    network = CPUNetwork(model(), piece=1, threads=2)
+    network = CPUNetwork(model, piece=1, threads=2)
     for _ in range(5):
         with pytest.raises(RuntimeError):
             network(np.zeros((4, 7), np.float32))
@@ -94,7 +94,7 @@ def test_what_fails_keeps_no_request() -> None:
 
 
 def test_a_lone_piece_has_every_thread_and_others_one_each() -> None:
-    network = CPUNetwork(model(), threads=2, lone=True)
+    network = CPUNetwork(model, threads=2, lone=True)
     network(rows(1))
     assert network._apart is None  # nobody has needed it
     network(rows(2))

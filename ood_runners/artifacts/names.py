@@ -17,6 +17,7 @@ PRODUCT_PREFIX = "ood-"
 BACKBONE_PREFIX = "ood-backbone-"
 RECORDS = "ood-production"
 STAGING = "ood-staging"
+CACHE = "ood-cache"  # may be lost at any time
 
 # BentoML allows 63 characters for a tag's name, and it must end with a letter or digit.
 MAX_PRODUCT = 63 - len(PRODUCT_PREFIX)
@@ -39,6 +40,11 @@ def home() -> Path:
             f"BentoML's home folder cannot be used ({error}); set BENTOML_HOME to a folder that holds a model store, "
             "or to a writable one."
         ) from error
+
+
+def kept_networks() -> Path:
+    """The folder of networks as they were compiled (see `ood_runners.compiled`)."""
+    return home() / CACHE / "networks"
 
 
 def models_folder() -> Path:

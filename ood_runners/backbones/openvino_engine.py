@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from openvino import opset13 as ops
 
 from ood_runners.backbones.runtime import PATCHES, Tapping
 from ood_runners.backbones.spec import LOGITS, BackboneInfo
+from ood_runners.compiled import place
 from ood_runners.errors import ArtifactError
 from ood_runners.features import POOLED_PREFIX
 from ood_runners.inference import CPUNetwork
@@ -22,14 +25,31 @@ MOST_WHOLE = 63  # of a weight in int8
 class OpenVINOEngine:
     """See `runtime.Engine`."""
 
-    def __init__(self, graph: Path, info: BackboneInfo, tapping: Tapping, threads: int | None) -> None:
-        model = build_graph(read_graph(graph, tapping.size), info, tapping)
-        self._names = [output.any_name for output in model.outputs]
-        self._network = CPUNetwork(model, threads=threads, lone=True)
+    def __init__(
+        self, graph: Path, info: BackboneInfo, tapping: Tapping, threads: int | None, kept: Path | None = None
+    ) -> None:
+        def model() -> ov.Model:
+            return build_graph(read_graph(graph, tapping.size), info, tapping)
+
+        self._names = output_names(tapping)
+        where = None if kept is None else _place(kept, graph, info, tapping)
+        self._network = CPUNetwork(model, threads=threads, lone=True, kept=where)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """uint8 (n, h, w, 3) to the named outputs."""
         return dict(zip(self._names, self._network(pictures), strict=True))
+
+
+def _place(folder: Path, graph: Path, info: BackboneInfo, tapping: Tapping) -> Path | None:
+    """Where the network is kept, by all that it is made of, this file included; None where the graph is not there."""
+    projection = tapping.projection
+    arrays = {} if projection is None else projection.to_arrays()
+    tapped = replace(tapping, projection=None)
+    with suppress(OSError):
+        files = [path.read_bytes() for path in (graph, graph.with_suffix(".bin"), Path(__file__))]
+        settings = repr((info, tapped, sorted(arrays))).encode()
+        return place(folder, [*files, settings, *(arrays[name].tobytes() for name in sorted(arrays))])
+    return None
 
 
 def read_graph(path: Path, size: tuple[int, int]) -> ov.Model:
@@ -42,8 +62,14 @@ def read_graph(path: Path, size: tuple[int, int]) -> ov.Model:
     return stored
 
 
+def output_names(tapping: Tapping) -> list[str]:
+    """What the engine gives, in order."""
+    pooled = [POOLED_PREFIX + layer for layer in tapping.pooled_layers]
+    return [PATCHES] * bool(tapping.patch_layers) + pooled + [LOGITS] * tapping.logits
+
+
 def build_graph(stored: ov.Model, info: BackboneInfo, tapping: Tapping) -> ov.Model:
-    """The stored graph cut to what is tapped, with the engine's outputs."""
+    """The stored graph cut to what is tapped, with the outputs of `output_names`, in that order."""
     taps = {output.any_name: _rounded(output.get_node().input_value(0)) for output in stored.outputs}
     outputs = {}
     if tapping.patch_layers:
@@ -53,8 +79,8 @@ def build_graph(stored: ov.Model, info: BackboneInfo, tapping: Tapping) -> ov.Mo
     if tapping.logits:
         outputs[LOGITS] = taps[LOGITS]
     results = []
-    for name, node in outputs.items():
-        result = ops.result(node)
+    for name in output_names(tapping):
+        result = ops.result(outputs[name])
         result.output(0).get_tensor().set_names({name})
         results.append(result)
     return ov.Model(results, stored.get_parameters(), info.name)

@@ -114,6 +114,7 @@ class FeatureNetwork:
         device: str = "auto",
         threads: int | None = None,
         graph: Path | None = None,
+        kept: Path | None = None,
     ) -> Self:
         """Open what `export_backbone` wrote.
 
@@ -126,6 +127,7 @@ class FeatureNetwork:
         device : "cpu", "cuda", or "auto": cuda where torch and a GPU are there
         threads : CPU threads; all cores if None
         graph : another graph of the same layers than the folder's own, such as one in int8; it runs on the CPU
+        kept : a folder where such a network is kept as it was compiled, which takes longer than with the folder's own
         """
         folder = Path(folder)
         info = BackboneInfo.load(folder)
@@ -152,7 +154,7 @@ class FeatureNetwork:
         else:
             from ood_runners.backbones.openvino_engine import OpenVINOEngine
 
-            engine = OpenVINOEngine(graph or folder / GRAPH_FILE, info, tapping, threads)
+            engine = OpenVINOEngine(graph or folder / GRAPH_FILE, info, tapping, threads, kept if graph else None)
         return cls(info, tapping, engine, chosen)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> Features:

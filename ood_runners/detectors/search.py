@@ -62,7 +62,7 @@ class Search:
         if without is not None:
             half[0, : self.size][without] = FAR
         model = _graph(padded, half, group, self.k, wanted, rounded)
-        self._network = CPUNetwork(model, piece=ROWS, threads=threads)
+        self._network = CPUNetwork(lambda: model, piece=ROWS, threads=threads)
 
     def search(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Squared distances float32 (n, k), nearest first, and indices int64 (n, k) of the entries.
@@ -97,7 +97,7 @@ class Metric:
         apart = ops.subtract(near, ops.unsqueeze(ops.matmul(queries, ops.constant(matrix), False, False), np.array(1)))
         distances = ops.sqrt(ops.reduce_sum(ops.multiply(apart, apart), np.array([2])))
         model = ov.Model([_output(ops.reduce_mean(distances, np.array([1])))], [queries, entries], "metric")
-        self._network = CPUNetwork(model, piece=ROWS, threads=threads)
+        self._network = CPUNetwork(lambda: model, piece=ROWS, threads=threads)
 
     def measure(self, queries: NDArray[np.float32], entries: NDArray[np.int64]) -> NDArray[np.float32]:
         """Mean distance float32 (n,) of each of the queries, float32 (n, d), to its entries, indices int64 (n, k)."""

@@ -190,7 +190,7 @@ class OpenVINOEngine:
             model = ov.Core().read_model(arrays["network_xml"].tobytes(), ov.Tensor(arrays["network_bin"]))
         except RuntimeError as error:
             raise ArtifactError("The stored vae's network is damaged; fit the product again.") from error
-        self._network = CPUNetwork(model, threads=threads)
+        self._network = CPUNetwork(lambda: model, threads=threads)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (n, H, W, 3) to float32 (n, h, w)."""

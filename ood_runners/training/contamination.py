@@ -209,7 +209,8 @@ def _nearest_of_each(references: NDArray[np.float32]) -> CPUNetwork:
     points = ops.parameter([-1, d], ov.Type.f32)
     products = ops.subtract(ops.matmul(points, ops.constant(rows), False, True), ops.constant(half))
     highest = ops.reduce_max(ops.reshape(products, np.array([0, each, pictures]), True), np.array([1]))
-    return CPUNetwork(ov.Model([ops.result(highest)], [points], "nearest_of_each"), piece=ROWS)
+    model = ov.Model([ops.result(highest)], [points], "nearest_of_each")
+    return CPUNetwork(lambda: model, piece=ROWS)
 
 
 def pooled_distances(features: Features, *, seed: int = 0) -> NDArray[np.float64]:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from ood_runners.artifacts import exporting, find_backbone, write_backbone
 from ood_runners.artifacts.files import sha256 as sha256_of
 from ood_runners.artifacts.manifest import FeaturesEntry
-from ood_runners.artifacts.names import home
+from ood_runners.artifacts.names import CACHE, home
 from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection, ProjectionFitter
 from ood_runners.features import Features
-from ood_runners.training.keeping import CACHE
 from ood_runners.training.progress import Progress
 
 BATCH = 8

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from ood_runners import __version__
 from ood_runners.artifacts.files import flush_tree
-from ood_runners.artifacts.names import home
+from ood_runners.artifacts.names import CACHE, home
 from ood_runners.artifacts.staging import staging_folder
 from ood_runners.artifacts.store import installed_packages
 from ood_runners.errors import OODError
 
-CACHE = "ood-cache"  # beside the models in BENTOML_HOME
 FOLDER = f"{CACHE}/features"
 ENTRY_BYTES, ALL_BYTES = 2 * 2**30, 4 * 2**30  # what is larger is not kept; what was used longest ago goes first
 _RECORD = "prepared.json"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ood_runners.artifacts.manifest import FeaturesEntry
+from ood_runners.artifacts.names import kept_networks
 from ood_runners.backbones import FeatureNetwork, Projection
 from ood_runners.backbones.runtime import choose_device
 from ood_runners.backbones.spec import GRAPH_FILE
@@ -123,6 +124,7 @@ def _network(
         neighbourhood=wanted.neighbourhood,
         device=device,
         graph=graph,
+        kept=kept_networks(),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 import safetensors.torch
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from ood_runners.backbones import BackboneInfo, FeatureNetwork, Projection, ProjectionFitter, export_backbone, runtime
 from ood_runners.backbones.networks import TapNetwork
 from ood_runners.backbones.runtime import Tapping, choose_device
+from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.backbones.torch_engine import TorchEngine
 from ood_runners.errors import ArtifactError, BadParameter, WeightsError
 
@@ -138,6 +140,34 @@ def test_no_pictures_give_no_rows(network: FeatureNetwork, pictures: NDArray[np.
     for name, empty in network(pictures[:0]).to_arrays().items():
         assert empty.shape == (0, *full[name].shape[1:])
         assert empty.dtype == full[name].dtype
+
+
+def test_a_network_that_was_kept_is_opened_without_compiling(
+    resnet18_folder: Path, projection: Projection, pictures: NDArray[np.uint8], tmp_path: Path, monkeypatch: Any
+) -> None:
+    def load(layers: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        network = FeatureNetwork.load(
+            resnet18_folder,
+            size=SIZE,
+            patch_layers=layers,
+            pooled_layers=("layer3",),
+            logits=True,
+            projection=projection if layers == LAYERS else None,
+            device="cpu",
+            threads=1,
+            graph=resnet18_folder / GRAPH_FILE,
+            kept=tmp_path,
+        )
+        return network(pictures).to_arrays()
+
+    first, other = load(LAYERS), load(("layer2",))
+    assert len(list(tmp_path.iterdir())) == 2  # each what it is
+    monkeypatch.setattr(ov.Core, "compile_model", lambda *_: pytest.fail("compiled although it was kept"))
+    for layers, before in ((LAYERS, first), (("layer2",), other)):
+        again = load(layers)
+        assert again.keys() == before.keys()
+        for name, array in before.items():
+            np.testing.assert_array_equal(again[name], array)
 
 
 def test_threads_do_not_mix_their_answers(network: FeatureNetwork, pictures: NDArray[np.uint8]) -> None:
