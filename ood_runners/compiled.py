@@ -43,7 +43,7 @@ def read(path: Path, config: dict[str, Any]) -> ov.CompiledModel | None:
     with suppress(OSError, RuntimeError, ValueError):
         data = np.fromfile(path, np.uint8)
         stored, digest = data[:-_DIGEST], data[-_DIGEST:]
-        if hashlib.sha256(memoryview(stored)).digest() == digest.tobytes():
+        if hashlib.sha256(stored.data).digest() == digest.tobytes():
             network = ov.Core().import_model(ov.Tensor(stored), "CPU", config)
             os.utime(path)
             return network
