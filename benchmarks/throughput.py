@@ -128,8 +128,10 @@ def stream(work: Callable[[int], object], seconds: float, at_once: int) -> Strea
         return Stream(count / (time.perf_counter() - start), (time.process_time() - used) / count)
 
 
-def streams(product: Product, pure: FeatureNetwork, jpegs: Sequence[bytes], seconds: float) -> dict[str, Stream]:
-    """The pure backbone and whole verdicts without the VAE, as many at once as there are cores, in turns: the best."""
+def streams(
+    product: Product, pure: FeatureNetwork, jpegs: Sequence[bytes], seconds: float
+) -> dict[int, dict[str, Stream]]:
+    """The pure backbone and whole verdicts without the VAE, one and two for each core at once, in turns: the best."""
     from ood_runners import images
 
     pictures = [images.decode_at(data, product.input_size)[0][np.newaxis] for data in jpegs]
@@ -139,11 +141,21 @@ def streams(product: Product, pure: FeatureNetwork, jpegs: Sequence[bytes], seco
         i = number % len(jpegs)
         verdict(product, [jpegs[i]], lambda stage: None, known[i])
 
-    found: dict[str, list[Stream]] = defaultdict(list)
-    for _ in range(3):
-        found["pure"].append(stream(lambda number: pure(pictures[number % len(pictures)]), seconds, available_cores()))
-        found["whole"].append(stream(whole, seconds, available_cores()))
-    return {name: Stream(max(one.rate for one in all_), min(one.cpu for one in all_)) for name, all_ in found.items()}
+    def alone(number: int) -> None:
+        pure(pictures[number % len(pictures)])
+
+    works = {"pure": alone, "whole": whole}
+    numbers = [available_cores(), 2 * available_cores()]
+    found: dict[tuple[int, str], list[Stream]] = defaultdict(list)
+    for _, at_once, name in itertools.product(range(3), numbers, works):
+        found[at_once, name].append(stream(works[name], seconds, at_once))
+    return {
+        at_once: {
+            name: Stream(max(one.rate for one in found[at_once, name]), min(one.cpu for one in found[at_once, name]))
+            for name in works
+        }
+        for at_once in numbers
+    }
 
 
 def vae_scores(product: Product, jpegs: Sequence[bytes]) -> dict[str, Scores]:
@@ -288,7 +300,7 @@ def main(
         if peer is not None:
             rates = with_peer(peer, folder, weights, jpegs, scratch, seconds)
             best = [batch / without_vae(stages[batch]) for batch in BATCHES]
-            best += [together["whole"].rate] if tapped is not None else []
+            best += [one["whole"].rate for one in together.values()] if tapped is not None else []
             rows = [[f"anomalib, batch {batch}", f"{rate:.2f}"] for batch, rate in rates.items()]
             show("anomalib's TorchInferencer in process, JPEG in", ["", "pictures/s"], rows)
             ratio = max(best) / max(rates.values())
@@ -342,16 +354,21 @@ def report(
         print(f"batch {batch}: the VAE takes {times.get('vae', 0) / sum(times.values()):.0%} of the time with it")
 
 
-def report_streams(found: dict[str, Stream], precision: str) -> None:
+def report_streams(found: dict[int, dict[str, Stream]], precision: str) -> None:
     """Print rates, processor time and their ratios."""
-    cores = available_cores()
-    names = {"pure": f"backbone {precision}, as tapped", "whole": "whole verdict, without the VAE"}
-    rows = [[names[name], f"{one.rate:.1f}", f"{1000 * one.cpu:.1f}"] for name, one in found.items()]
-    show(f"{cores} pictures at once", ["", "pictures/s", "ms of processor time a picture"], rows)
     bar = f" (bar {BAR_BACKBONE:.2f})" if precision == "int8" else ""
-    ratio = found["whole"].rate / found["pure"].rate
-    print(f"{cores} at once: whole verdict / pure {precision} backbone: {ratio:.2f}{bar}")
-    print(f"the same by processor time: {found['pure'].cpu / found['whole'].cpu:.2f}")
+    rows = []
+    for at_once, one in found.items():
+        whole, pure = one["whole"], one["pure"]
+        rows += [
+            [f"backbone {precision}, as tapped, {at_once} at once", f"{pure.rate:.1f}", f"{1000 * pure.cpu:.1f}"],
+            [f"whole verdict, without the VAE, {at_once} at once", f"{whole.rate:.1f}", f"{1000 * whole.cpu:.1f}"],
+        ]
+    show("Several pictures at once", ["", "pictures/s", "ms of processor time a picture"], rows)
+    for at_once, one in found.items():
+        ratio, cpu = one["whole"].rate / one["pure"].rate, one["pure"].cpu / one["whole"].cpu
+        print(f"{at_once} at once: whole verdict / pure {precision} backbone: {ratio:.2f}{bar}")
+        print(f"{at_once} at once, the same by processor time: {cpu:.2f}")
 
 
 if __name__ == "__main__":
