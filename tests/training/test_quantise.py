@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 
 from ood_runners.artifacts.manifest import FeaturesEntry
 from ood_runners.backbones import FeatureNetwork, ProjectionFitter, export_backbone
+from ood_runners.backbones.openvino_engine import build_graph, read_graph
+from ood_runners.backbones.runtime import Tapping
 from ood_runners.errors import BadParameter
 from ood_runners.training import quantise
 from ood_runners.training.extract import StoredBackbone
@@ -68,7 +71,9 @@ def test_patches_are_projected_in_int8_from_what_the_next_layer_sees(backbone: S
     )
     projected, apart = joined(discs(6)).patches.astype(np.float32), projection.apply(plain)
     assert np.linalg.norm(projected - apart) < 0.02 * np.linalg.norm(apart)
-    runtime = joined._engine._request.get_compiled_model().get_runtime_model()
+    tapping = Tapping((64, 64), tuple(WANTED.patch_layers), (), False, projection, 3)
+    model = build_graph(read_graph(graph, tapping.size), backbone.info, tapping)
+    runtime = ov.Core().compile_model(model, "CPU").get_runtime_model()
     convolutions = [
         str(node.get_rt_info()["primitiveType"].astype(str))
         for node in runtime.get_ops()
