@@ -28,7 +28,7 @@ Part = TypeVar("Part")
 # What a part takes once it has worked, measured with OpenVINO (96 to 448 px, int8 and float32, one and two threads):
 # its weights as they are stored and as they are computed with, which a backbone on a CPU does in two ways; for each
 # pixel of the pictures that are computed at a time, if it runs a network; and what every part takes.
-COPIES, NETWORK_COPIES, PIXEL_BYTES, PART_BYTES = 2, 3, 250, 8 * 2**20
+COPIES, NETWORK_COPIES, PIXEL_BYTES, PART_BYTES = 2, 3, 250, 4 * 2**20
 
 
 class Engine(ABC, Generic[Part]):
