@@ -24,7 +24,7 @@ ALL_BYTES = 2**30  # in one folder; what was used longest ago goes first
 _DIGEST = hashlib.sha256().digest_size
 
 
-def place(folder: Path, parts: Iterable[bytes]) -> Path:
+def file_of(folder: Path, parts: Iterable[bytes]) -> Path:
     """The file in `folder` of the network that these bytes determine, on this machine."""
     import openvino as ov
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ood_runners import compiled
 from ood_runners.cores import available_cores
+from ood_runners.errors import OODError
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -38,7 +39,7 @@ class CPUNetwork:
     threads : CPU threads; all cores if None
     lone : a lone piece is computed by all threads, as long as half of them would be idle. That needs the network twice;
         the copy with a thread for each piece is compiled while the first pieces that need it are computed without it
-    kept : where it is kept, compiled (see `compiled.place`)
+    kept : where it is kept, compiled (see `compiled.file_of`)
     """
 
     def __init__(
@@ -92,9 +93,10 @@ class CPUNetwork:
         return self._together, self._piece  # a large batch once would keep its memory for good
 
     def _prepare(self) -> None:
-        apart = self._compile(self._threads)
-        with self._lock:
-            self._apart = apart
+        with suppress(OODError, RuntimeError):  # its files are gone: the first one does all, as it did until now
+            apart = self._compile(self._threads)
+            with self._lock:
+                self._apart = apart
 
     def _any(self) -> _Streams:
         streams = self._together or self._apart

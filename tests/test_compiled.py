@@ -31,7 +31,7 @@ def ask(model: Callable[[], ov.Model], kept: Path, threads: int = 1) -> None:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    return compiled.place(tmp_path / "networks", [b"doubling"])
+    return compiled.file_of(tmp_path / "networks", [b"doubling"])
 
 
 def test_what_was_compiled_once_is_opened(kept: Path) -> None:
@@ -63,7 +63,7 @@ def test_what_openvino_cannot_read_is_compiled_again(kept: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_no_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    ask(doubling, compiled.place(tmp_path / "file" / "networks", [b"doubling"]))
+    ask(doubling, compiled.file_of(tmp_path / "file" / "networks", [b"doubling"]))
 
 
 def test_a_full_disk_is_no_failure(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,20 +76,20 @@ def test_a_full_disk_is_no_failure(kept: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_was_used_longest_ago_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = [compiled.place(tmp_path, [name]) for name in (b"a", b"b", b"c")]
+    places = [compiled.file_of(tmp_path, [name]) for name in (b"a", b"b", b"c")]
     for age, one in zip((300, 200, 100), places, strict=True):
         ask(doubling, one)
         then = one.stat().st_mtime - age
         os.utime(one, (then, then))
     ask(never, places[0])  # which makes it the last used
     monkeypatch.setattr(compiled, "ALL_BYTES", 3 * places[0].stat().st_size)
-    ask(doubling, compiled.place(tmp_path, [b"d"]))
+    ask(doubling, compiled.file_of(tmp_path, [b"d"]))
     assert [one.exists() for one in places] == [True, False, True]
 
 
-def test_a_place_stands_for_all_parts_in_their_order(tmp_path: Path) -> None:
+def test_a_file_stands_for_all_parts_in_their_order(tmp_path: Path) -> None:
     def name(*parts: bytes) -> str:
-        return compiled.place(tmp_path, parts).name
+        return compiled.file_of(tmp_path, parts).name
 
     assert name(b"a", b"b") == name(b"a", b"b")
     assert len({name(b"a", b"b"), name(b"b", b"a"), name(b"ab"), name(b"a", b"b", b"")}) == 4

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from ood_runners.errors import ArtifactError
 from ood_runners.inference import CPUNetwork
 
 Rows = NDArray[np.float32]
@@ -104,3 +105,26 @@ def test_a_lone_piece_has_every_thread_and_others_one_each() -> None:
     assert network._choose(1) == (network._together, 1)  # nothing is under way
     network._under_way = 2
     assert network._choose(1) == (network._apart, 1)
+
+
+def test_without_its_second_copy_it_answers_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, failures = threading.Event(), []
+    models = iter([model()])
+
+    def once() -> ov.Model:
+        try:
+            return next(models)
+        except StopIteration:
+            tried.set()
+            raise ArtifactError("The files are gone.") from None
+
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    network = CPUNetwork(once, threads=2, lone=True)
+    for _ in range(3):
+        given = rows(5)
+        check(network(given), given)
+    assert tried.wait(30)
+    for thread in threading.enumerate():
+        if thread.name == "compile":
+            thread.join(30)
+    assert not failures

@@ -14,7 +14,7 @@ from openvino import opset13 as ops
 
 from ood_runners.backbones.runtime import PATCHES, Tapping
 from ood_runners.backbones.spec import LOGITS, BackboneInfo
-from ood_runners.compiled import place
+from ood_runners.compiled import file_of
 from ood_runners.errors import ArtifactError
 from ood_runners.features import POOLED_PREFIX
 from ood_runners.inference import CPUNetwork
@@ -32,7 +32,7 @@ class OpenVINOEngine:
             return build_graph(read_graph(graph, tapping.size), info, tapping)
 
         self._names = output_names(tapping)
-        where = None if kept is None else _place(kept, graph, info, tapping)
+        where = None if kept is None else _kept_file(kept, graph, info, tapping)
         self._network = CPUNetwork(model, threads=threads, lone=True, kept=where)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -40,7 +40,7 @@ class OpenVINOEngine:
         return dict(zip(self._names, self._network(pictures), strict=True))
 
 
-def _place(folder: Path, graph: Path, info: BackboneInfo, tapping: Tapping) -> Path | None:
+def _kept_file(folder: Path, graph: Path, info: BackboneInfo, tapping: Tapping) -> Path | None:
     """Where the network is kept, by all that it is made of, this file included; None where the graph is not there."""
     projection = tapping.projection
     arrays = {} if projection is None else projection.to_arrays()
@@ -48,7 +48,7 @@ def _place(folder: Path, graph: Path, info: BackboneInfo, tapping: Tapping) -> P
     with suppress(OSError):
         files = [path.read_bytes() for path in (graph, graph.with_suffix(".bin"), Path(__file__))]
         settings = repr((info, tapped, sorted(arrays))).encode()
-        return place(folder, [*files, settings, *(arrays[name].tobytes() for name in sorted(arrays))])
+        return file_of(folder, [*files, settings, *(arrays[name].tobytes() for name in sorted(arrays))])
     return None
 
 
