@@ -26,9 +26,16 @@ class Place:
 
     def __init__(self, gate: Admission, pictures: int, work: float) -> None:
         self._gate = gate
+        self._others = gate.pending > 0
+        self._taken = gate.taken + pictures
         self.pictures = pictures
         self.work = work
         self.served = True
+
+    @property
+    def shared(self) -> bool:
+        """Whether there were pictures of other requests on their way at any time since it has its places."""
+        return self._others or self._gate.taken != self._taken
 
     def weigh(self, seconds: float) -> None:
         """Say what one of its pictures takes, once its version is known; raise Overloaded where that is too much."""
@@ -56,6 +63,7 @@ class Admission:
         self.most = most
         self.patience_s = patience_s
         self.pending = 0
+        self.taken = 0  # pictures that ever got a place
         self.work = 0.0  # of the pending pictures, in seconds as measured
         self.pace = 1.0  # seconds that go by for each second as measured
         self.typical = 0.0  # seconds of a picture whose version is not known yet
@@ -83,6 +91,7 @@ class Admission:
         if not self.pending:
             self._last = time.monotonic()
         place = Place(self, pictures, pictures * self.typical)
+        self.taken += pictures
         self._add(pictures, place.work)
         try:
             yield place

@@ -40,8 +40,8 @@ class Runner:
     elsewhere : whether it is served alone, so that a new gateway would not bring it back
     """
 
-    # When it last answered a call, broke a connection or missed a probe, and did not accept the key.
-    _inferred = _lost = _shut_out = float("-inf")
+    # When it last broke a connection or missed a probe, and when it did not accept the key.
+    _lost = _shut_out = float("-inf")
 
     learns = True  # its speed, from its first calls, before it batches them
 
@@ -59,8 +59,8 @@ class Runner:
     async def infer(self, items: Sequence[Item], deadline: float) -> list[Item | OODError]:
         """One answer an item, in order; an error in the place of an item that failed.
 
-        `deadline` is a time of ``time.monotonic()``. Raises Overloaded when the runner is away or has others' work to
-        do until then, and DeadlineExceeded when this call alone takes too long.
+        `deadline` is a time of ``time.monotonic()``. Raises Overloaded when the runner is away or takes no more calls,
+        and DeadlineExceeded when it lives and does not answer until then.
         """
         asked = time.monotonic()
         try:
@@ -72,7 +72,7 @@ class Runner:
             raise self._away() from error
         except BentoMLException as error:
             raise self._translate(error) from error
-        self._answered = self._inferred = time.monotonic()
+        self._answered = time.monotonic()
         return [error_from_dict(answer["error"]) if "error" in answer else answer for answer in answers]
 
     async def _persist(self, items: list[Item]) -> list[Item]:
@@ -98,19 +98,14 @@ class Runner:
         """Why a call that began at `asked` was not answered in time."""
         if self._lost > asked - RESTART_S or not await self.is_ready(LATE_PROBE_S):
             return self._away()
-        if self._inferred > asked:
-            return self._busy()
         return DeadlineExceeded(f"{self.name} did not answer within the request's deadline.")
-
-    def _busy(self) -> Overloaded:
-        return Overloaded(f"{self.name} has more to do than it can finish in time; send this again later.")
 
     def _away(self) -> Overloaded:
         return Overloaded(f"{self.name} is away; it is started again by itself, so send this again later.")
 
     def _translate(self, error: BentoMLException) -> OODError:
         if error.error_code == HTTPStatus.SERVICE_UNAVAILABLE:
-            return self._busy()
+            return Overloaded(f"{self.name} has more to do than it can finish in time; send this again later.")
         if error.error_code == HTTPStatus.GATEWAY_TIMEOUT:
             return DeadlineExceeded(f"{self.name} did not answer within the request's deadline.")
         if error.error_code == HTTPStatus.UNAUTHORIZED:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ood_runners import images
 from ood_runners.calibration import Judgement
 from ood_runners.calibration.calibration import ANOMALOUS
-from ood_runners.errors import DeadlineExceeded, OODError, TooLarge
+from ood_runners.errors import DeadlineExceeded, OODError, Overloaded, TooLarge
 from ood_runners.features import Scores
-from ood_runners.gateway.admission import Admission
+from ood_runners.gateway.admission import Admission, Place
 from ood_runners.gateway.graph import Graph
 from ood_runners.gateway.served import FUSED, Served
 from ood_runners.gateway.timing import Timing
@@ -139,8 +139,8 @@ class Gateway:
             raise TooLarge(f"{len(files)} pictures in one request; send at most {most} at a time.")
         seconds = self._settings.deadline_s
         deadline = time.monotonic() + seconds - min(RESERVE_S, RESERVE * seconds)
-        try:
-            with self._admission.admit(len(files)) as place:
+        with self._admission.admit(len(files)) as place:
+            try:
                 async with asyncio.timeout(seconds):
                     served = await self.versions.get(ask.product, ask.version)
                     served.calibration.check_alpha(ask.alpha)
@@ -152,7 +152,7 @@ class Gateway:
                     outcomes = await self._graph.scores(served, resized, deadline, timing)
                     of_row = dict(zip(pictures, outcomes, strict=True))
                     failed = {row: one for row, one in enumerate(decoded) if isinstance(one, OODError)}
-                    failed |= {row: one for row, one in of_row.items() if isinstance(one, OODError)}
+                    failed |= {row: _late(one, place) for row, one in of_row.items() if isinstance(one, OODError)}
                     scored = {row: one for row, one in of_row.items() if not isinstance(one, OODError)}
                     place.served = bool(scored)
                     with timing.stage("judge"):
@@ -160,8 +160,9 @@ class Gateway:
                     results: dict[int, Judged | OODError] = {**failed, **judged}
                     _tell(served, results.values())
                     return served, [results[row] for row in range(len(files))]
-        except TimeoutError:
-            raise DeadlineExceeded(f"The request did not finish within {seconds:g} s; send it again later.") from None
+            except TimeoutError:
+                error = DeadlineExceeded(f"The request did not finish within {seconds:g} s; send it again later.")
+                raise _late(error, place) from None
 
     async def _decode(self, data: bytes, size: tuple[int, int], keep: bool) -> Picture | OODError:
         def work() -> Picture:
@@ -185,6 +186,13 @@ class Gateway:
             return work()
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, start)
+
+
+def _late(error: OODError, place: Place) -> OODError:
+    """`error`, unless it says that a request was too late by itself and others were on their way with it."""
+    if isinstance(error, DeadlineExceeded) and place.shared:
+        return Overloaded("There is more to do than can be finished in time; send this request again later.")
+    return error
 
 
 def _tell(served: Served, results: Collection[Judged | OODError]) -> None:

@@ -50,4 +50,5 @@ refused_products = Gauge(
     "Products whose version in production was refused; the one before answers, if any.",
     multiprocess_mode="mostrecent",
 )
-pending_pictures = Gauge("ood_pending_pictures", "Pictures on their way.", multiprocess_mode="mostrecent")
+# Of all gateways together; `setup.forget_killed` takes out those of a gateway that was killed.
+pending_pictures = Gauge("ood_pending_pictures", "Pictures on their way.", multiprocess_mode="livesum")

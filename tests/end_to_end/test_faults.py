@@ -131,9 +131,14 @@ def test_a_crowd_at_a_slow_machine_is_refused_and_nobody_is_late(faulty: Any, ma
     all_succeed(faulty, many)
 
 
-def test_a_killed_gateway_comes_back(faulty: Any, many: list[bytes]) -> None:
-    process_of(faulty, "OODService").kill()
+def test_a_killed_gateway_comes_back(faulty: Any, normal: bytes, many: list[bytes]) -> None:
+    body = body_of(normal)
+    with connected(faulty) as connection:
+        connection.sendall(head_of(len(body)) + body[:100])
+        faulty.wait_for(lambda: in_progress(faulty) == 1, UPLOAD_S)
+        process_of(faulty, "OODService").kill()
     faulty.wait_for(faulty.is_ready, 30)
+    assert in_progress(faulty) == 0  # what was on its way is lost, and not counted for ever
     all_succeed(faulty, many)
 
 

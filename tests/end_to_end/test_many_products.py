@@ -25,6 +25,7 @@ for product in sys.argv[1:]:
         for name in stored.manifest.files:
             if name != "model.yaml":
                 shutil.copyfile(stored.path / name, writer.path / name)
+        promote(writer.commit(stored.manifest.model_copy(update={"product": product})))
 """
 
 

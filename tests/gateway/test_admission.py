@@ -50,6 +50,17 @@ def test_an_empty_service_takes_any_request() -> None:
         assert gate.pending == 9
 
 
+def test_knows_who_had_the_service_to_itself() -> None:
+    gate = Admission(most=4, patience_s=10)
+    with gate.admit(2) as first:
+        assert not first.shared
+        with gate.admit(1) as second:
+            assert second.shared
+        assert first.shared  # the other has its answer, but took its time
+    with gate.admit(1) as third:
+        assert not third.shared
+
+
 def test_gives_back_the_places_of_a_failed_request() -> None:
     gate = Admission(most=4, patience_s=10)
     with pytest.raises(ValueError, match="x"), gate.admit(4) as place:

@@ -40,10 +40,8 @@ class Answers:
         self.ready: bool | None = None
 
 
-def call(
-    handler: Handler, *, ready: bool = True, seconds: float = 5.0, others: int = 0, missed: bool = False
-) -> Answers:
-    """Call a runner whose n-th request is answered by ``handler(request, n)``; `others` more calls follow it.
+def call(handler: Handler, *, ready: bool = True, seconds: float = 5.0, missed: bool = False) -> Answers:
+    """Call a runner whose n-th request is answered by ``handler(request, n)``.
 
     With `missed`, the runner is not ready when it is first asked, while the call is on its way.
     """
@@ -74,9 +72,6 @@ def call(
             async with proxy._async:
                 items = [{"tag": "a", "x": np.arange(3)}, {"tag": "a", "x": np.arange(3) + 1}]
                 first = asyncio.create_task(echo.infer(items, deadline))
-                await asyncio.sleep(0.05 if others else 0)
-                for _ in range(others):
-                    await echo.infer(items, deadline)
                 if missed:
                     await asyncio.sleep(0.3)
                     assert not await echo.is_ready(0.2)
@@ -147,15 +142,6 @@ def test_a_late_runner_that_missed_a_probe_meanwhile_was_away() -> None:
     error = call(hang, missed=True, seconds=1.2).error
     assert isinstance(error, Overloaded)
     assert "away" in error.message
-
-
-def test_a_runner_that_is_late_because_of_others_is_overloaded() -> None:
-    async def others_first(request: web.Request, count: int) -> web.StreamResponse:
-        return await (hang if count == 1 else answer)(request, count)
-
-    error = call(others_first, seconds=1.2, others=1).error
-    assert isinstance(error, Overloaded)
-    assert "more to do" in error.message
 
 
 def test_a_late_runner_that_does_not_live_is_away() -> None:
