@@ -126,11 +126,11 @@ def ablate(folder: Path, weights: Any, seed: int, scratch: Path) -> Mapping[str,
     from ood_runners.detectors import Mahalanobis, MemoryBank, position
     from ood_runners.features import Features
     from ood_runners.training.datasets import discover
-    from ood_runners.training.extract import store_backbone
     from ood_runners.training.metrics import PixelTally
     from ood_runners.training.pictures import read_training
     from ood_runners.training.prepare import prepare
     from ood_runners.training.progress import SilentProgress
+    from ood_runners.training.storing import store_backbone
 
     size, quiet, data = (224, 224), SilentProgress(), discover(folder)
     training = read_training(data, size, scratch, quiet)

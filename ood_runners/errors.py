@@ -7,6 +7,7 @@ answers ``{"error": {"code", "message"}}`` with the status. Anything else is a b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -119,3 +120,11 @@ class WeightsError(OODError):
     """Backbone weights are missing, unreachable or do not fit the network."""
 
     code = "weights"
+
+
+_KINDS = {kind.code: kind for kind in OODError.__subclasses__()}
+
+
+def error_from_dict(error: Mapping[str, str]) -> OODError:
+    """The error that `OODError.to_dict` wrote in another process."""
+    return _KINDS.get(error["code"], OODError)(error["message"])

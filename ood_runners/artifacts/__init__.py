@@ -24,6 +24,7 @@ from ood_runners.artifacts.staging import check_writable
 from ood_runners.artifacts.store import (
     Stored,
     VersionWriter,
+    backbone_weights,
     exporting,
     find_backbone,
     open_writer,
@@ -55,6 +56,7 @@ __all__ = [
     "Stored",
     "VersionInfo",
     "VersionWriter",
+    "backbone_weights",
     "check_product",
     "check_writable",
     "delete_version",

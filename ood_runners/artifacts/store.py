@@ -218,7 +218,7 @@ def place(folder: Path, tag: Tag, kind: type[AnyManifest]) -> None:
 
 @contextmanager
 def exporting(name: str) -> Iterator[None]:
-    """Let one process at a time look for the backbone `name` and, where it is not there, export it.
+    """Let one process at a time look for the backbone `name` and, where it is not there, write it.
 
     Raises
     ------
@@ -238,18 +238,24 @@ def exporting(name: str) -> Iterator[None]:
 
 def find_backbone(name: str, sha256: str) -> tuple[Tag, Path] | None:
     """The newest sound backbone in the store with these weights (the SHA-256 of the weights), to spare an export."""
-    found: list[tuple[BackboneManifest, Tag]] = []
-    for version in versions_in(BACKBONE_PREFIX + name):
-        tag = Tag(BACKBONE_PREFIX + name, version)
-        with suppress(ArtifactError):
-            manifest = verify_folder(folder_of(tag), tag, BackboneManifest, remember=True)
-            if manifest.sha256 == sha256:
-                found.append((manifest, tag))
+    found = [(manifest, tag) for manifest, tag in _sound_backbones(name) if manifest.sha256 == sha256]
     if not found:
         return None
     tag = max(found, key=lambda item: item[0].created)[1]
     _touch(folder_of(tag))
     return tag, folder_of(tag)
+
+
+def backbone_weights(name: str) -> list[str]:
+    """The SHA-256 of the weights of each sound backbone `name` in the store."""
+    return sorted({manifest.sha256 for manifest, _ in _sound_backbones(name)})
+
+
+def _sound_backbones(name: str) -> Iterator[tuple[BackboneManifest, Tag]]:
+    for version in versions_in(BACKBONE_PREFIX + name):
+        tag = Tag(BACKBONE_PREFIX + name, version)
+        with suppress(ArtifactError):
+            yield verify_folder(folder_of(tag), tag, BackboneManifest, remember=True), tag
 
 
 def _touch(folder: Path) -> None:

@@ -1,7 +1,13 @@
-"""Weights -> the folder that a runner opens: an OpenVINO graph, the weights, and what they are."""
+"""Weights -> the folder that a runner opens: an OpenVINO graph, the weights, and what they are.
+
+Run as a module, ``NAME WEIGHTS FOLDER [SHA256 …]`` exports a backbone, unless the hash of its weights is among those
+given, and prints as JSON that hash, or the error; WEIGHTS may be empty.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,6 +19,7 @@ import torchvision
 from ood_runners.backbones.networks import TapNetwork, count_classes
 from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, WEIGHTS_FILE, BackboneInfo
 from ood_runners.backbones.weights import hash_state, load_weights
+from ood_runners.errors import OODError
 
 IMAGENET_CLASSES = 1000
 TRACED = 64  # pixels a side; the graph is for any
@@ -25,7 +32,10 @@ def export_backbone(name: str, weights: Path | None, folder: Path) -> BackboneIn
     under the layer's name, and ``logits`` float32 (n, k) where the weights have a head. It is kept in float32, so
     that it equals torch.
     """
-    state, origin = load_weights(name, weights)
+    return _export(name, *load_weights(name, weights), folder)
+
+
+def _export(name: str, state: dict[str, torch.Tensor], origin: str, folder: Path) -> BackboneInfo:
     network = TapNetwork(name, state)
     names = network.names
     n_classes = count_classes(name, state)
@@ -55,3 +65,19 @@ def export_backbone(name: str, weights: Path | None, folder: Path) -> BackboneIn
 
 def _imagenet_classes() -> tuple[str, ...]:
     return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _main(name: str, weights: str, folder: str, *known: str) -> None:
+    try:
+        state, origin = load_weights(name, Path(weights) if weights else None)
+    except OODError as error:
+        print(json.dumps({"error": error.to_dict()}))
+        return
+    sha256 = hash_state(state)
+    if sha256 not in known:
+        _export(name, state, origin, Path(folder))
+    print(json.dumps({"sha256": sha256}))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 from bentoml.exceptions import BentoMLException
 
-from ood_runners.errors import DeadlineExceeded, OODError, Overloaded
+from ood_runners.errors import DeadlineExceeded, OODError, Overloaded, error_from_dict
 
 logger = logging.getLogger(f"bentoml.{__name__}")  # configured by BentoML when it serves
 Item = dict[str, Any]
@@ -22,12 +22,6 @@ LATE_PROBE_S = 0.5  # the gateway's reserve behind a runner's deadline has room 
 SHUT_OUT_S = 5.0
 RESTART_S = 30.0  # a runner that was lost may take this long until it is up again and has caught up
 BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
-_ERRORS = {kind.code: kind for kind in OODError.__subclasses__()}
-
-
-def error_from_dict(error: Mapping[str, str]) -> OODError:
-    """The error that ``OODError.to_dict`` wrote on the other side."""
-    return _ERRORS.get(error["code"], OODError)(error["message"])
 
 
 class Runner:

@@ -23,13 +23,14 @@ from ood_runners.training import contamination as contaminated
 from ood_runners.training.advice import advice, cost_of
 from ood_runners.training.augment import check_augment
 from ood_runners.training.datasets import Dataset, discover
-from ood_runners.training.extract import StoredBackbone, import_aside, known_backbone, store_backbone
 from ood_runners.training.members import Also, check_also, member_tasks
 from ood_runners.training.pictures import read_training
 from ood_runners.training.profiles import DEFAULT, Budget
 from ood_runners.training.profiles import resolve as resolve_profile
 from ood_runners.training.progress import Progress, SilentProgress
+from ood_runners.training.quantise import import_aside
 from ood_runners.training.running import run
+from ood_runners.training.storing import StoredBackbone, known_backbone, storing
 from ood_runners.training.writing import Task, write
 
 
@@ -116,12 +117,13 @@ def fit(
     started = time.monotonic()
     with TemporaryDirectory(prefix="ood-fit-", ignore_cleanup_errors=True) as scratch_name:
         scratch = Path(scratch_name)
-        if (known := known_backbone(backbone, weights)) is None:
-            import_aside()
-        pictures = read_training(dataset, chosen.size, scratch, progress)
-        with progress.stage("backbone", total=1) as stage:
-            stored_backbone = known or store_backbone(backbone, weights, scratch)
-            stage.advance(note=stored_backbone.info.origin)
+        with storing(backbone, weights, scratch) as wait_for_backbone:
+            if precision != "float32" and known_backbone(backbone, weights) is None:
+                import_aside()
+            pictures = read_training(dataset, chosen.size, scratch, progress)
+            with progress.stage("backbone", total=1) as stage:
+                stored_backbone = wait_for_backbone()
+                stage.advance(note=stored_backbone.info.origin)
         names, notes = _possible(names, detectors is not None, dataset, stored_backbone)
         task = Task(
             dataset=dataset,

@@ -14,9 +14,9 @@ from ood_runners.backbones.spec import get_spec
 from ood_runners.errors import BadParameter, WeightsError
 from ood_runners.features import scorer
 from ood_runners.sizes import parse_size, size_name
-from ood_runners.training.extract import store_backbone
 from ood_runners.training.pictures import TrainingPictures
 from ood_runners.training.progress import RenamedProgress
+from ood_runners.training.storing import store_backbone
 from ood_runners.training.writing import Task
 
 DETECTORS = ("memory_bank", "mahalanobis")  # what looks at features alone; the others are the version's own

@@ -22,11 +22,12 @@ from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.errors import OODError
 from ood_runners.features import Features
 from ood_runners.pipeline import INT8, PIXEL_DETECTORS
-from ood_runners.training.extract import StoredBackbone, extract, fit_projection, wanted_features
+from ood_runners.training.extract import extract, fit_projection, wanted_features
 from ood_runners.training.keeping import Kept, entry_of, find, keep
 from ood_runners.training.pictures import TrainingPictures
 from ood_runners.training.progress import Progress
 from ood_runners.training.quantise import choose_graph
+from ood_runners.training.storing import StoredBackbone
 
 PROJECTED = "projection."  # in the names of its arrays
 

@@ -18,10 +18,13 @@ import io
 import logging
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,8 +36,9 @@ from ood_runners.backbones.openvino_engine import read_graph
 from ood_runners.backbones.spec import GRAPH_FILE
 from ood_runners.detectors import Detector, Mahalanobis, MemoryBank
 from ood_runners.features import Features
-from ood_runners.training.extract import BATCH, PROJECTION_DIM, StoredBackbone
+from ood_runners.training.extract import BATCH, PROJECTION_DIM
 from ood_runners.training.progress import Progress
+from ood_runners.training.storing import StoredBackbone
 from ood_runners.training.synthetic import synthetic_defects
 
 SAMPLE = 16  # pictures that the ranges are taken from, half of them with a synthetic defect; 32 give the same errors
@@ -76,6 +80,25 @@ class Comparison:
         }
 
 
+def import_aside() -> None:
+    """Import what quantising needs in a thread of its own: seconds, in which pictures can be read."""
+
+    def load() -> None:
+        with suppress(ImportError):  # which whoever needs it will meet again
+            _nncf()
+
+    Thread(target=load, name="imports").start()
+
+
+def _nncf() -> ModuleType:
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns where there is CUDA and no GPU
+    with warnings.catch_warnings():  # about torch and CUDA, which it does without
+        warnings.simplefilter("ignore")
+        nncf = import_module("nncf")
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    return nncf
+
+
 def quantise(
     backbone: StoredBackbone, wanted: FeaturesEntry, pictures: NDArray[np.uint8], folder: Path, seed: int
 ) -> Path:
@@ -86,12 +109,7 @@ def quantise(
     """
     import openvino as ov
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns where there is CUDA and no GPU
-    with warnings.catch_warnings():  # about torch and CUDA, which it does without
-        warnings.simplefilter("ignore")
-        import nncf
-
-    logging.getLogger("nncf").setLevel(logging.ERROR)
+    nncf = _nncf()
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(pictures))
     half = SAMPLE // 2

@@ -27,11 +27,11 @@ from ood_runners.training import contamination as contaminated
 from ood_runners.training.attention import Attention
 from ood_runners.training.augment import AUGMENTED, LIGHT, PERCENT
 from ood_runners.training.datasets import Dataset
-from ood_runners.training.extract import StoredBackbone
 from ood_runners.training.pictures import TrainingPictures
 from ood_runners.training.prepare import Prepared
 from ood_runners.training.profiles import MB, Budget, Profile, best_batch, milliseconds_by_batch
 from ood_runners.training.progress import Progress
+from ood_runners.training.storing import StoredBackbone
 
 FOLDS = 10
 GOLDEN_TOLERANCE = 0.01  # relative; another processor's rounding stays below 0.001, another resize does not

@@ -19,6 +19,7 @@ from ood_runners.detectors import Mahalanobis, MemoryBank, Softmax, vae_network
 from ood_runners.errors import BadParameter, DataError
 from ood_runners.pipeline import Product, load_golden
 from ood_runners.training import fit as fitting
+from ood_runners.training.storing import remember
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = "efficientnet_lite0"
@@ -50,7 +51,9 @@ def quick(bento_home: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A VAE that trains for a second, and a store that has the backbone already."""
     monkeypatch.setattr(vae_network, "EPOCHS", 1)
     monkeypatch.setattr(vae_network, "STEPS_PER_EPOCH", 4)
-    write_backbone(BackboneInfo.load(exported), exported)
+    info = BackboneInfo.load(exported)
+    write_backbone(info, exported)
+    remember(BACKBONE, None, info.sha256)
 
 
 @pytest.fixture

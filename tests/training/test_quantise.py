@@ -14,8 +14,8 @@ from ood_runners.backbones.openvino_engine import build_graph, read_graph
 from ood_runners.backbones.runtime import Tapping
 from ood_runners.errors import BadParameter
 from ood_runners.training import quantise
-from ood_runners.training.extract import StoredBackbone
 from ood_runners.training.progress import SilentProgress
+from ood_runners.training.storing import StoredBackbone
 
 WANTED = FeaturesEntry(patch_layers=["stage4", "stage6"], pooled_layers=["stage6"], logits=True)
 
