@@ -26,14 +26,21 @@ class OpenVINOEngine:
     """See `runtime.Engine`."""
 
     def __init__(
-        self, graph: Path, info: BackboneInfo, tapping: Tapping, threads: int | None, kept: Path | None = None
+        self,
+        graph: Path,
+        info: BackboneInfo,
+        tapping: Tapping,
+        threads: int | None,
+        *,
+        kept: Path | None = None,
+        lone: bool = True,
     ) -> None:
         def model() -> ov.Model:
             return build_graph(read_graph(graph, tapping.size), info, tapping)
 
         self._names = output_names(tapping)
         where = None if kept is None else _kept_file(kept, graph, info, tapping)
-        self._network = CPUNetwork(model, threads=threads, lone=True, kept=where)
+        self._network = CPUNetwork(model, threads=threads, lone=lone, kept=where)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """uint8 (n, h, w, 3) to the named outputs."""

@@ -115,6 +115,7 @@ class FeatureNetwork:
         threads: int | None = None,
         graph: Path | None = None,
         kept: Path | None = None,
+        lone: bool = True,
     ) -> Self:
         """Open what `export_backbone` wrote.
 
@@ -128,6 +129,7 @@ class FeatureNetwork:
         threads : CPU threads; all cores if None
         graph : another graph of the same layers than the folder's own, such as one in int8; it runs on the CPU
         kept : a folder where such a network is kept as it was compiled, which takes longer than with the folder's own
+        lone : whether pictures come alone as well, and not in batches only, which on a CPU needs less
         """
         folder = Path(folder)
         info = BackboneInfo.load(folder)
@@ -154,7 +156,9 @@ class FeatureNetwork:
         else:
             from ood_runners.backbones.openvino_engine import OpenVINOEngine
 
-            engine = OpenVINOEngine(graph or folder / GRAPH_FILE, info, tapping, threads, kept if graph else None)
+            engine = OpenVINOEngine(
+                graph or folder / GRAPH_FILE, info, tapping, threads, kept=kept if graph else None, lone=lone
+            )
         return cls(info, tapping, engine, chosen)
 
     def __call__(self, pictures: NDArray[np.uint8]) -> Features:

@@ -60,7 +60,10 @@ LIT = 2.0
 EVERY = 4  # pixel in either direction; brightness needs no more
 _HALF_NORMAL = math.sqrt(2 / math.pi)  # mean of the upper half of a standard Gaussian
 CHUNK = 64
-ROWS = 128  # patches in one product, of 13,000 references at most: 7 MB for each thread
+# A product of so many patches and the references of so many pictures stays in a core's cache until it was looked at:
+# a quarter to a third less time than with all references at once.
+ROWS, TOGETHER = 392, 8
+AT_ONCE = 8  # pictures searched in one call: pieces for sixteen cores
 
 
 @dataclass(frozen=True)
@@ -186,30 +189,35 @@ def patch_distances(patches: NDArray[Any], *, seed: int = 0, progress: Progress 
             references[row] = points[np.resize(picked, each)]  # repeats where patches coincide
             stage.advance()
         nearest = _nearest_of_each(references)
-        for i in range(n):
-            points = finite_float32(patches[i].reshape(-1, d), "patch features")
+        for start in range(0, n, AT_ONCE):
+            points = finite_float32(patches[start : start + AT_ONCE].reshape(-1, d), "patch features")
             squared = np.einsum("ij,ij->i", points, points)[:, np.newaxis] - 2 * nearest(points)[0]
-            squared[:, chosen == i] = np.inf
-            found[i] = np.sqrt(np.maximum(np.partition(squared, m - 1, axis=1)[:, m - 1], 0))
-            stage.advance()
+            for i, one in enumerate(squared.reshape(-1, h * w, len(chosen)), start):
+                one[:, chosen == i] = np.inf
+                found[i] = np.sqrt(np.maximum(np.partition(one, m - 1, axis=1)[:, m - 1], 0))
+                stage.advance()
     return found.reshape(n, h, w)
 
 
 def _nearest_of_each(references: NDArray[np.float32]) -> CPUNetwork:
     """Points float32 (n, d) to their highest q.r - |r|^2 / 2 among each picture's references, float32 (n, pictures).
 
-    `references` are float32 (pictures, each, d). One matrix product and a pass over it, compiled.
+    `references` are float32 (pictures, each, d). Matrix products and a pass over each, compiled.
     """
     import openvino as ov
     from openvino import opset13 as ops
 
     pictures, each, d = references.shape
-    rows = references.transpose(1, 0, 2).reshape(-1, d).copy()  # a picture's lie apart: their maximum is then faster
-    half = 0.5 * np.einsum("ij,ij->i", rows, rows)[np.newaxis]
     points = ops.parameter([-1, d], ov.Type.f32)
-    products = ops.subtract(ops.matmul(points, ops.constant(rows), False, True), ops.constant(half))
-    highest = ops.reduce_max(ops.reshape(products, np.array([0, each, pictures]), True), np.array([1]))
-    model = ov.Model([ops.result(highest)], [points], "nearest_of_each")
+    highest = []
+    for start in range(0, pictures, TOGETHER):
+        some = references[start : start + TOGETHER]
+        rows = some.transpose(1, 0, 2).reshape(-1, d).copy()  # a picture's lie apart: their maximum is then faster
+        half = 0.5 * np.einsum("ij,ij->i", rows, rows)[np.newaxis]
+        products = ops.subtract(ops.matmul(points, ops.constant(rows), False, True), ops.constant(half))
+        grouped = ops.reshape(products, np.array([0, each, len(some)]), True)
+        highest.append(ops.reduce_max(grouped, np.array([1])))
+    model = ov.Model([ops.result(ops.concat(highest, 1))], [points], "nearest_of_each")
     return CPUNetwork(lambda: model, piece=ROWS)
 
 

@@ -17,7 +17,7 @@ from ood_runners.training.progress import Progress
 from ood_runners.training.storing import StoredBackbone
 
 BATCH = 8
-PROJECTION_PICTURES = 128  # 100,000 patches of 224 px, enough for a 1,536 x 1,536 covariance
+PROJECTION_PICTURES = 64  # 50,000 patches of 224 px, enough for a 1,536 x 1,536 covariance
 PROJECTION_DIM = 128
 FINE = 2.0  # how much larger the finest layer's channels are for the map alone; see docs/accuracy.md
 NEIGHBOURHOOD = 3
@@ -50,7 +50,7 @@ def fit_projection(
     progress: Progress,
     graph: Path | None = None,
 ) -> Projection:
-    """PCA of the joined patch features of at most 128 of the pictures."""
+    """PCA of the joined patch features of at most 64 of the pictures."""
     height, width = pictures.shape[1:3]
     network = FeatureNetwork.load(
         backbone.path,
@@ -59,6 +59,7 @@ def fit_projection(
         neighbourhood=wanted.neighbourhood,
         device=device,
         graph=graph,
+        lone=False,
     )
     rows = np.sort(rng.permutation(len(pictures))[:PROJECTION_PICTURES])
     fitter = ProjectionFitter()

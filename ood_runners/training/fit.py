@@ -118,9 +118,9 @@ def fit(
     with TemporaryDirectory(prefix="ood-fit-", ignore_cleanup_errors=True) as scratch_name:
         scratch = Path(scratch_name)
         with storing(backbone, weights, scratch) as wait_for_backbone:
+            pictures = read_training(dataset, chosen.size, scratch, progress)
             if precision != "float32" and known_backbone(backbone, weights) is None:
                 import_aside()
-            pictures = read_training(dataset, chosen.size, scratch, progress)
             with progress.stage("backbone", total=1) as stage:
                 stored_backbone = wait_for_backbone()
                 stage.advance(note=stored_backbone.info.origin)

@@ -15,7 +15,7 @@ from ood_runners.training.prepare import Prepared
 from ood_runners.training.progress import Progress
 from ood_runners.training.synthetic import synthetic_defects
 
-MOST = 200  # each passes through every detector; more would not change the weights
+MOST = 100  # each passes through every detector; more would not change the weights
 A_PICTURE = 4
 BATCH = 8
 
@@ -41,7 +41,7 @@ def probes_of(
 def make_probes(
     pictures: NDArray[np.uint8], network: FeatureNetwork | None, rng: np.random.Generator, progress: Progress
 ) -> Probes:
-    """At most 200 pictures, at most 4 of each normal one, with a defect painted on; `network` gives their features.
+    """At most 100 pictures, at most 4 of each normal one, with a defect painted on; `network` gives their features.
 
     `pictures` are uint8 (n, h, w, 3) and may be memory-mapped.
     """

