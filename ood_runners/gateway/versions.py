@@ -150,6 +150,7 @@ class Versions:
             try:
                 await self._follow()
                 if not self._warm.is_set():
+                    self._warm.set()
                     await self._train()
             except Exception:
                 logger.exception("The store could not be followed; tried again in %g s", POLL_S)
@@ -232,6 +233,7 @@ class Versions:
         return time.monotonic() - start
 
     async def _train(self) -> None:
+        """Let the runners learn their speed before there is a crowd; whoever comes meanwhile is served all the same."""
         if not any(runner.learns for runner in self._graph.runners):
             return
         for served in list(self._opened.values())[:1]:
