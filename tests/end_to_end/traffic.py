@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -133,3 +134,15 @@ def in_progress(server: Any) -> float:
     """How many requests to /detect it is at."""
     lines = server.http.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if 'request_in_progress{endpoint="/detect"' in line)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two answers, or parts of them, are the same but for timing and for how float32 rounds sums."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = {*one, *other} - {"timing_ms"}
+        return all(name in one and name in other and alike(one[name], other[name]) for name in names)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-4)
+    return bool(one == other)
