@@ -13,6 +13,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ood_runners.gateway.versions import TRAINING_CALLS
 from tests.deploy.exposed import metrics_asked_for
 
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
@@ -34,6 +35,7 @@ def guarded(serve: Any, fitted: Any, key_file: Path) -> Iterator[Any]:
         environment.setenv("OOD_API_KEY_FILE", str(key_file))
         with serve(fitted.home, "log_format=json") as server:
             server.http.headers["X-API-Key"] = FIRST
+            server.wait_for(lambda: has_learned(server))
             yield server
 
 
@@ -48,6 +50,18 @@ def samples(server: Any) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 def value(found: dict[Any, float], name: str, **labels: str) -> float:
     return found.get((name, frozenset(labels.items())), 0.0)
+
+
+def has_learned(server: Any) -> bool:
+    """Whether the golden pictures are counted that runners learn their speed from, once the service is ready."""
+
+    def counts() -> dict[str, float]:
+        found = samples(server)
+        return {stage: value(found, "ood_queue_seconds_count", stage=stage) for stage in STAGES}
+
+    before = counts()
+    time.sleep(0.5)
+    return min(before.values()) > TRAINING_CALLS and counts() == before
 
 
 def labels(found: dict[Any, float], name: str, label: str) -> set[str]:
