@@ -51,18 +51,26 @@ class Region:
     area: int
 
 
-def upscale(maps: NDArray[np.floating[Any]], size: tuple[int, int], sigma: float) -> FloatMap:
-    """Maps (n, h, w) at `size` (H, W), float32 (n, H, W): bilinear, then smoothed by a Gaussian.
-
-    `sigma` is in pixels of an output whose shorter side is 224 and grows with the output, so that a product
-    fitted at another size is smoothed alike; 0 smooths nothing. PatchCore (Roth et al., 2022) uses 4.
-    """
+def upscale(maps: NDArray[np.floating[Any]], size: tuple[int, int]) -> FloatMap:
+    """Maps (n, h, w) at `size` (H, W), bilinear: float32 (n, H, W)."""
     height, width = size
-    scaled = sigma * min(size) / REFERENCE_SIZE
     out = np.empty((len(maps), height, width), np.float32)
     for i, one in enumerate(maps):
-        large = cv2.resize(np.ascontiguousarray(one, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        out[i] = cv2.GaussianBlur(large, (0, 0), scaled, borderType=cv2.BORDER_REFLECT_101) if scaled > 0 else large
+        small = np.ascontiguousarray(one, np.float32)
+        cv2.resize(small, (width, height), out[i], interpolation=cv2.INTER_LINEAR)
+    return out
+
+
+def smooth(maps: FloatMap, sigma: float) -> FloatMap:
+    """Maps (n, H, W) smoothed by a Gaussian: float32 (n, H, W).
+
+    `sigma` is in pixels of a map whose shorter side is 224 and grows with the map, so that a product fitted at another
+    size is smoothed alike. PatchCore (Roth et al., 2022) uses 4.
+    """
+    scaled = sigma * min(maps.shape[1:]) / REFERENCE_SIZE
+    out = np.empty_like(maps)
+    for i, one in enumerate(maps):
+        cv2.GaussianBlur(one, (0, 0), scaled, out[i], borderType=cv2.BORDER_REFLECT_101)
     return out
 
 

@@ -3,18 +3,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ood_runners.maps import MAX_REGIONS, find_regions, overlay, upscale
+from ood_runners.maps import MAX_REGIONS, FloatMap, find_regions, overlay, smooth, upscale
+
+
+def smoothed(maps: np.ndarray, size: tuple[int, int], sigma: float) -> FloatMap:
+    return smooth(upscale(maps, size), sigma)
 
 
 def test_upscale_keeps_places_and_constants() -> None:
     flat = np.full((2, 7, 9), 3.5, np.float16)
-    large = upscale(flat, (140, 180), sigma=4)
+    large = smoothed(flat, (140, 180), sigma=4)
     assert large.shape == (2, 140, 180)
     assert large.dtype == np.float32
     np.testing.assert_allclose(large, 3.5, atol=1e-5)
     spot = np.zeros((1, 7, 9), np.float32)
     spot[0, 2, 6] = 1
-    row, column = np.unravel_index(upscale(spot, (140, 180), sigma=4)[0].argmax(), (140, 180))
+    row, column = np.unravel_index(smoothed(spot, (140, 180), sigma=4)[0].argmax(), (140, 180))
     assert abs(row - 49.5) <= 1
     assert abs(column - 129.5) <= 1
 
@@ -24,24 +28,24 @@ def test_smoothing_grows_with_the_size() -> None:
     spot[0, 14, 14] = 1
     widths = []
     for side in (224, 448):
-        one = upscale(spot, (side, side), sigma=6)[0]
+        one = smoothed(spot, (side, side), sigma=6)[0]
         widths.append((one > one.max() / 2).sum() / side**2)
     assert widths[0] == pytest.approx(widths[1], rel=0.05)
-    assert (upscale(spot, (224, 224), sigma=6)[0] > 0.1).sum() != (upscale(spot, (224, 224), sigma=2)[0] > 0.1).sum()
+    assert (smoothed(spot, (224, 224), sigma=6)[0] > 0.1).sum() != (smoothed(spot, (224, 224), sigma=2)[0] > 0.1).sum()
 
 
 def test_no_smoothing_is_plain_interpolation() -> None:
     ramp = np.arange(4, dtype=np.float32)[None, None, :].repeat(4, 1)
-    out = upscale(ramp, (8, 8), sigma=0)
+    out = upscale(ramp, (8, 8))
     np.testing.assert_allclose(out[0, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3], atol=1e-6)
 
 
 def test_a_batch_equals_batches_of_one() -> None:
     maps = np.random.default_rng(0).normal(size=(5, 14, 14)).astype(np.float32)
-    together = upscale(maps, (100, 120), sigma=4)
+    together = smoothed(maps, (100, 120), sigma=4)
     for i in range(5):
-        np.testing.assert_array_equal(together[i], upscale(maps[i : i + 1], (100, 120), sigma=4)[0])
-    assert upscale(maps[:0], (100, 120), sigma=4).shape == (0, 100, 120)
+        np.testing.assert_array_equal(together[i], smoothed(maps[i : i + 1], (100, 120), sigma=4)[0])
+    assert smoothed(maps[:0], (100, 120), sigma=4).shape == (0, 100, 120)
 
 
 def test_regions_are_boxes_with_exclusive_ends() -> None:

@@ -58,7 +58,7 @@ def heatmap(served: Served, judged: Judged) -> bytes:
     """A PNG of the picture as sent, under its calibrated map."""
     assert judged.picture.sent is not None
     height, width = judged.picture.size
-    calibrated = maps.upscale(_map(served, judged)[np.newaxis], (height, width), 0.0)[0]
+    calibrated = maps.upscale(_map(served, judged)[np.newaxis], (height, width))[0]
     return images.encode_png(maps.overlay(judged.picture.sent, calibrated))
 
 

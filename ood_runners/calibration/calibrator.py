@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,10 +58,8 @@ class Calibrator:
         there the peaks-over-threshold model with an exponential tail (Pickands 1975, shape 0), whose
         scale is the mean excess of the calibration scores.
         """
-        start, scale, level = self._tail()
-        body = self.scores[: self.n - self._tail_count()]
-        knots, first = np.unique(np.append(body, start), return_index=True)
-        survival = np.append(-np.log1p(-(np.arange(len(body)) + 0.5) / (self.n + 1.0)), level)[first]
+        start, scale, level = self._tail
+        knots, survival = self._body
         values = np.asarray(scores, np.float64)
         inside = np.interp(values, knots, survival)
         above = level + (values - start) / scale
@@ -71,6 +70,15 @@ class Calibrator:
     def _tail_count(self) -> int:
         return min(max(MIN_TAIL, round(TAIL_FRACTION * self.n)), self.n)
 
+    @cached_property
+    def _body(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scores below the tail and at its start, each once, and their surprises."""
+        start, _, level = self._tail
+        body = self.scores[: self.n - self._tail_count()]
+        knots, first = np.unique(np.append(body, start), return_index=True)
+        return knots, np.append(-np.log1p(-(np.arange(len(body)) + 0.5) / (self.n + 1.0)), level)[first]
+
+    @cached_property
     def _tail(self) -> tuple[float, float, float]:
         """Start of the tail, its scale, and the surprise at its start."""
         count = self._tail_count()

@@ -19,18 +19,18 @@ FloatMap = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class MapScale:
-    """Brings one detector's map, up-sampled and smoothed, to ``(map - centre) / (level - centre)``.
+    """Brings one detector's map to ``(map - centre) / (level - centre)``.
 
-    `centre` is the median pixel of held-out normals, `level` what the highest pixel of one exceeds with
-    probability alpha.
+    Of held-out normals' maps, up-sampled and smoothed, `centre` is the median pixel and `level` what the highest pixel
+    of one exceeds with probability alpha.
     """
 
     centre: float
     level: float
 
-    def apply(self, large: FloatMap) -> FloatMap:
-        """Calibrated maps of up-sampled ones: float32 of the same shape."""
-        return ((large - self.centre) / (self.level - self.centre)).astype(np.float32)
+    def apply(self, raw: FloatMap) -> FloatMap:
+        """Calibrated maps of any size: float32 of the same shape."""
+        return ((raw - self.centre) / (self.level - self.centre)).astype(np.float32)
 
 
 def fit_scale(held_out: FloatMap, size: tuple[int, int], alpha: float) -> MapScale:
@@ -50,15 +50,18 @@ def fit_scale(held_out: FloatMap, size: tuple[int, int], alpha: float) -> MapSca
 def combine(
     scores: Mapping[str, Scores], scales: Mapping[str, MapScale], weights: Mapping[str, float], size: tuple[int, int]
 ) -> FloatMap:
-    """Weighted mean of the detectors' calibrated maps: float32 (n, H, W)."""
+    """Weighted mean of the detectors' calibrated maps, smoothed: float32 (n, H, W).
+
+    Enlarging and smoothing are linear, so the scale is applied before them, and the sum alone is smoothed.
+    """
     total = sum(weights[name] for name in scales)
     parts: list[FloatMap] = []
     for name, scale in scales.items():
         raw = scores[name].map
         if raw is None:
             raise ValueError(f"{name} was calibrated with a map and now has none")
-        parts.append(scale.apply(maps.upscale(raw, size, SIGMA)) * np.float32(weights[name] / total))
-    return np.sum(parts, axis=0, dtype=np.float32)
+        parts.append(maps.upscale(scale.apply(raw) * np.float32(weights[name] / total), size))
+    return maps.smooth(np.sum(parts, axis=0, dtype=np.float32), SIGMA)
 
 
 def highest_of(
@@ -75,4 +78,4 @@ def highest_of(
 
 def _enlarged(raw: FloatMap, size: tuple[int, int]) -> Iterator[FloatMap]:
     for start in range(0, len(raw), CHUNK):
-        yield maps.upscale(raw[start : start + CHUNK], size, SIGMA)
+        yield maps.smooth(maps.upscale(raw[start : start + CHUNK], size), SIGMA)

@@ -96,7 +96,7 @@ class Metric:
         queries, entries = ops.parameter([-1, matrix.shape[0]], ov.Type.f32), ops.parameter([-1, -1], ov.Type.i64)
         near = ops.convert(ops.gather(ops.constant(moved), entries, np.array(0)), "f32")
         apart = ops.subtract(near, ops.unsqueeze(ops.matmul(queries, ops.constant(matrix), False, False), np.array(1)))
-        distances = ops.sqrt(ops.reduce_sum(ops.multiply(apart, apart), np.array([2])))
+        distances = ops.reduce_l2(apart, np.array([2]))
         model = ov.Model([_output(ops.reduce_mean(distances, np.array([1])))], [queries, entries], "metric")
         self._network = CPUNetwork(lambda: model, piece=MEASURED, threads=threads)
 

@@ -157,7 +157,9 @@ class _Gathered:
             if i not in masks or masks[i] is not None:
                 groups.setdefault(file.label if i in masks else "", []).append(i)
         size = self.product.input_size
-        values = {n: maps.upscale(score.map, size, SIGMA) for n, score in scores.items() if score.map is not None}
+        values = {
+            n: maps.smooth(maps.upscale(score.map, size), SIGMA) for n, score in scores.items() if score.map is not None
+        }
         if values:
             values[FUSED] = self.product.calibration.anomaly_map(scores, size)
         for name, pixels in values.items():
