@@ -1,7 +1,7 @@
 """Weights -> the folder that a runner opens: an OpenVINO graph, the weights, and what they are.
 
 Run as a module, ``NAME WEIGHTS FOLDER [SHA256 …]`` exports a backbone, unless the hash of its weights is among those
-given, and prints as JSON that hash, or the error, or what failed; WEIGHTS may be empty.
+given, and prints as JSON that hash, or the error, or the module that is missing, or what failed; WEIGHTS may be empty.
 """
 
 from __future__ import annotations
@@ -9,22 +9,19 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
 import openvino as ov
-import safetensors.torch
-import torch
-import torchvision
+from safetensors.numpy import save_file
 
-from ood_runners.backbones.networks import TapNetwork, count_classes
+from ood_runners.backbones.architecture import State, count_classes, network_of
+from ood_runners.backbones.graph import graph_of
 from ood_runners.backbones.spec import GRAPH_FILE, LOGITS, WEIGHTS_FILE, BackboneInfo
 from ood_runners.backbones.weights import hash_state, load_weights
 from ood_runners.errors import ArtifactError, OODError
 
-IMAGENET_CLASSES = 1000
-TRACED = 64  # pixels a side; the graph is for any
+IMAGENET = Path(__file__).with_name("imagenet_classes.txt")  # in torchvision's order
 
 
 def export_backbone(name: str, weights: Path | None, folder: Path) -> BackboneInfo:
@@ -37,28 +34,21 @@ def export_backbone(name: str, weights: Path | None, folder: Path) -> BackboneIn
     return _export(name, *load_weights(name, weights), folder)
 
 
-def _export(name: str, state: dict[str, torch.Tensor], origin: str, folder: Path) -> BackboneInfo:
-    network = TapNetwork(name, state)
-    names = network.names
+def _export(name: str, state: State, origin: str, folder: Path) -> BackboneInfo:
+    network = network_of(name)
     n_classes = count_classes(name, state)
+    categories = tuple(IMAGENET.read_text(encoding="utf-8").splitlines())
     info = BackboneInfo(
         name=name,
         sha256=hash_state(state),
         origin=origin,
-        layers=tuple(n for n in names if n != LOGITS),
+        layers=tuple(n for n in network.names(state) if n != LOGITS),
         has_logits=n_classes is not None,
         n_classes=n_classes,
-        classes=_imagenet_classes() if n_classes == IMAGENET_CLASSES else None,
+        classes=categories if n_classes == len(categories) else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    example = torch.zeros((2, TRACED, TRACED, 3), dtype=torch.uint8)
-    with warnings.catch_warnings():  # torch has deprecated tracing; nothing a user can act on
-        warnings.simplefilter("ignore")
-        # The converter would trace it twice, to see that it does the same each time.
-        traced = torch.jit.trace(network, example, check_trace=False)
-        model = ov.convert_model(traced, example_input=example, input=[("pictures", [-1, -1, -1, 3], ov.Type.u8)])
-    for output, label in zip(model.outputs, names, strict=True):
-        output.get_tensor().set_names({label})
+    model = graph_of(network, state)
     try:
         ov.save_model(model, folder / GRAPH_FILE, compress_to_fp16=False)
     except RuntimeError as error:  # it does not say why, and takes the part away that there was room for
@@ -66,13 +56,9 @@ def _export(name: str, state: dict[str, torch.Tensor], origin: str, folder: Path
             f"The network of {name} cannot be written to {folder}; the disk is full, most likely: free some space, or "
             "set TMPDIR to a folder with more."
         ) from error
-    safetensors.torch.save_file(state, folder / WEIGHTS_FILE, metadata={"arch": name, "origin": origin})
+    save_file({**state}, folder / WEIGHTS_FILE, metadata={"arch": name, "origin": origin})
     info.save(folder)
     return info
-
-
-def _imagenet_classes() -> tuple[str, ...]:
-    return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _main(name: str, weights: str, folder: str, *known: str) -> dict[str, Any]:
@@ -83,6 +69,8 @@ def _main(name: str, weights: str, folder: str, *known: str) -> dict[str, Any]:
             _export(name, state, origin, Path(folder))
     except OODError as error:
         return {"error": error.to_dict()}
+    except ModuleNotFoundError as error:
+        return {"module": error.name}
     except Exception:  # a full disk, say: who asked can explain it
         return {"failed": traceback.format_exc()}
     return {"sha256": sha256}

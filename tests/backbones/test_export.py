@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+import torchvision
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,4 +70,13 @@ def test_imagenet_heads_know_their_classes(lite0_folder: Path) -> None:
     info = BackboneInfo.load(lite0_folder)
     assert info.classes is not None
     assert len(info.classes) == info.n_classes == 1000
-    assert info.classes[0] == "tench"
+    assert info.classes == tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def test_safetensors_are_exported_without_torch(resnet18_file: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from ood_runners.backbones import export_backbone\n"
+        "export_backbone('resnet18', *map(Path, sys.argv[1:])); print('torch' in sys.modules)"
+    )
+    given = [sys.executable, "-c", code, str(resnet18_file), str(tmp_path)]
+    assert subprocess.run(given, capture_output=True, text=True, check=True).stdout == "False\n"

@@ -3,81 +3,56 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 import torchvision
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ood_runners.backbones import BACKBONES, get_spec
-from ood_runners.backbones.networks import TapNetwork, build_network, fold_norms
-from ood_runners.backbones.weights import load_weights
+from ood_runners.backbones.architecture import State, network_of
+from ood_runners.backbones.graph import graph_of
+from ood_runners.backbones.networks import TapNetwork
+from ood_runners.backbones.weights import fit_state, load_weights
 from ood_runners.images import read, resize
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_layers_have_the_stride_and_channels_of_the_spec(name: str) -> None:
-    with torch.device("meta"):
-        network, stages = build_network(name)
-        network.eval()
-        x = torch.zeros(1, 3, 192, 256)
-    assert [stage.name for stage in stages] == ["stem", *get_spec(name).layers, "logits"]
-    for stage in stages:
-        x = stage.run(x)
-        if stage.name in get_spec(name).layers:
-            layer = get_spec(name).layers[stage.name]
-            assert x.shape == (1, layer.channels, 192 // layer.stride, 256 // layer.stride)
-    assert x.shape == (1, 1000)
+def normalised(pictures: NDArray[np.uint8]) -> Tensor:
+    preset = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std))
+    return (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_key_belongs_to_one_stage(name: str) -> None:
-    with torch.device("meta"):
-        network, stages = build_network(name)
-    for key in network.state_dict():
-        assert sum(stage.owns(key) for stage in stages) == 1, key
-
-
-def test_taps_are_torchvisions(resnet18_state: dict[str, Tensor], pictures: NDArray[np.uint8]) -> None:
-    reference = torchvision.models.resnet18(weights=None, num_classes=7).eval()
-    reference.load_state_dict(resnet18_state)
-    preset = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
-    x = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - torch.tensor(preset.mean).view(3, 1, 1)) / torch.tensor(
-        preset.std
-    ).view(3, 1, 1)
-    network = TapNetwork("resnet18", resnet18_state)
-    outputs = dict(zip(network.names, network(torch.from_numpy(pictures)), strict=True))
-    assert torch.allclose(outputs["logits"], reference(x), atol=1e-5)
-    stem = reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))
-    assert torch.allclose(outputs["layer2"], reference.layer2(reference.layer1(stem)), atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
-def test_folded_normalisations_change_nothing(
-    name: str, resnet18_state: dict[str, Tensor], pictures: NDArray[np.uint8]
-) -> None:
-    network = TapNetwork(name, resnet18_state if name == "resnet18" else load_weights(name, None)[0])
-    before = network(torch.from_numpy(pictures))
-    fold_norms(network.network)
-    for plain, folded in zip(before, network(torch.from_numpy(pictures)), strict=True):
-        assert float((plain - folded).abs().max()) < 1e-5 * float(plain.abs().max())
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_normalisation_is_folded(name: str) -> None:
-    with torch.device("meta"):
-        network = build_network(name)[0]
-    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
-    fold_norms(network)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+def test_layers_are_torchvisions(name: str, pictures: NDArray[np.uint8]) -> None:
+    torch.manual_seed(0)
+    reference = getattr(torchvision.models, name)(weights=None, num_classes=7)
+    x = normalised(pictures)
+    with torch.no_grad():
+        reference.train()
+        reference(x)  # statistics that are not 0 and 1
+        reference.eval()
+        y = reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))
+        expected = {"logits": reference(x).numpy()}
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            y = getattr(reference, layer)(y)
+            expected[layer] = y.numpy()
+    state = fit_state(name, reference.state_dict(), "x")
+    network = TapNetwork(name, state)
+    in_torch = dict(zip(network.names, network(torch.from_numpy(pictures)), strict=True))
+    in_openvino = ov.compile_model(graph_of(network_of(name), state), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
+        pictures
+    )
+    for layer, array in expected.items():
+        for found in (in_torch[layer].numpy(), in_openvino[layer]):
+            assert np.abs(found - array).max() < 1e-4 * np.abs(array).max(), layer
 
 
 def test_all_but_the_logits_are_computed_in_what_is_asked_for(
     resnet18_state: dict[str, Tensor], pictures: NDArray[np.uint8]
 ) -> None:
-    network = TapNetwork("resnet18", resnet18_state)
+    network = TapNetwork("resnet18", fit_state("resnet18", resnet18_state, "x"))
     before = network(torch.from_numpy(pictures))
-    fold_norms(network.network)
     network.compute_in(torch.bfloat16)
     found = network(torch.from_numpy(pictures))
     assert [one.dtype for one in found] == [torch.bfloat16] * 4 + [torch.float32]
@@ -85,21 +60,15 @@ def test_all_but_the_logits_are_computed_in_what_is_asked_for(
         assert 1e-4 < float((plain - rough).abs().max() / plain.abs().max()) < 0.05
 
 
-def test_the_two_resnet50_differ_in_where_they_stride() -> None:
-    for name, first, second in (("resnet50", (1, 1), (2, 2)), ("resnet50_v1", (2, 2), (1, 1))):
-        network = build_network(name)[0]
-        for layer in ("layer2", "layer3", "layer4"):
-            block = network.get_submodule(f"{layer}.0")
-            assert (block.conv1.stride, block.conv2.stride) == (first, second)
-
-
 def test_cut_networks_stop_at_their_last_layer(resnet18_state: dict[str, Tensor], pictures: NDArray[np.uint8]) -> None:
     state = {k: v for k, v in resnet18_state.items() if not k.startswith(("layer3", "layer4", "fc"))}
-    network = TapNetwork("resnet18", state)
+    network = TapNetwork("resnet18", fit_state("resnet18", state, "x"))
     assert network.names == ["layer1", "layer2"]
     assert len(network(torch.from_numpy(pictures))) == 2
     network.cut_after({"layer1"})
     assert network.names == ["layer1"]
+    assert len(network(torch.from_numpy(pictures))) == 1
+    assert len(network.convolutions) == 1 + 4
     network.to("cpu", torch.float64)  # nothing left behind on the meta device
 
 
@@ -119,7 +88,7 @@ def photographs(shared_data: Path) -> tuple[Tensor, NDArray[np.int64]]:
     return torch.from_numpy(np.stack([_centre(read(file)) for file in files])), classes
 
 
-def _top_1(name: str, state: dict[str, Tensor], photographs: tuple[Tensor, NDArray[np.int64]]) -> float:
+def _top_1(name: str, state: State, photographs: tuple[Tensor, NDArray[np.int64]]) -> float:
     network = TapNetwork(name, state)
     with torch.inference_mode():
         best = torch.cat([network(part)[-1].argmax(1) for part in photographs[0].split(20)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
-import safetensors.torch
+import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ LAYERS = ("layer2", "layer3")
 
 
 def taps(folder: Path, pictures: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    network = TapNetwork(BackboneInfo.load(folder).name, safetensors.torch.load_file(folder / "weights.safetensors"))
+    network = TapNetwork(BackboneInfo.load(folder).name, safetensors.numpy.load_file(folder / "weights.safetensors"))
     outputs = network(torch.from_numpy(pictures))
     return {name: output.numpy() for name, output in zip(network.names, outputs, strict=True)}
 

@@ -171,10 +171,11 @@ def test_an_export_that_is_killed_has_run_out_of_memory(bento_home, tmp_path):
 
 
 def test_what_an_export_needs_is_named(bento_home, tmp_path, monkeypatch):
-    monkeypatch.setattr(storing, "NEEDED", ("no_such_module",))
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch', name='torch')")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError) as told:
         store_backbone("efficientnet_lite0", None, tmp_path)
-    assert told.value.name == "no_such_module"
+    assert told.value.name == "torch"
 
 
 def test_an_export_ends_with_who_asked_for_it(bento_home, tmp_path):
