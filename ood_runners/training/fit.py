@@ -28,9 +28,8 @@ from ood_runners.training.pictures import read_training
 from ood_runners.training.profiles import DEFAULT, Budget
 from ood_runners.training.profiles import resolve as resolve_profile
 from ood_runners.training.progress import Progress, SilentProgress
-from ood_runners.training.quantise import import_aside
 from ood_runners.training.running import run
-from ood_runners.training.storing import StoredBackbone, known_backbone, storing
+from ood_runners.training.storing import StoredBackbone, storing
 from ood_runners.training.writing import Task, write
 
 
@@ -119,8 +118,6 @@ def fit(
         scratch = Path(scratch_name)
         with storing(backbone, weights, scratch) as wait_for_backbone:
             pictures = read_training(dataset, chosen.size, scratch, progress)
-            if precision != "float32" and known_backbone(backbone, weights) is None:
-                import_aside()
             with progress.stage("backbone", total=1) as stage:
                 stored_backbone = wait_for_backbone()
                 stage.advance(note=stored_backbone.info.origin)

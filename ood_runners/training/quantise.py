@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from threading import Thread
-from types import ModuleType
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -94,23 +97,29 @@ class Comparison:
         }
 
 
-def import_aside() -> None:
-    """Import what quantising needs in a thread of its own: seconds, in which pictures can be read."""
+class _Absent(MetaPathFinder, Loader):
+    """To one thread's imports a module is not installed."""
 
-    def load() -> None:
-        with suppress(ImportError):  # which whoever needs it will meet again
-            _nncf()
+    def __init__(self, module: str) -> None:
+        self._module, self._thread = module, get_ident()
 
-    Thread(target=load, name="imports").start()
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        found = fullname == self._module and get_ident() == self._thread
+        return ModuleSpec(fullname, self) if found else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
 
 
-def _nncf() -> ModuleType:
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns where there is CUDA and no GPU
-    with warnings.catch_warnings():  # about torch and CUDA, which it does without
-        warnings.simplefilter("ignore")
-        nncf = import_module("nncf")
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    return nncf
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """NNCF looks for torch, does without it, and where it is there spends seconds and memory on importing it."""
+    absent = _Absent("torch")
+    sys.meta_path.insert(0, absent)  # asked only for what is not loaded yet
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(absent)
 
 
 def quantise(
@@ -123,7 +132,6 @@ def quantise(
     """
     import openvino as ov
 
-    nncf = _nncf()
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(pictures))
     half = SAMPLE // 2
@@ -134,8 +142,10 @@ def quantise(
     results = [output.get_node() for output in model.outputs if output.any_name in names]
     model = ov.Model(results, model.get_parameters(), backbone.info.name)
     first = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # its progress bars beside ours
+    with _without_torch(), redirect_stdout(io.StringIO()), warnings.catch_warnings():  # its progress bars beside ours
         warnings.simplefilter("ignore")
+        nncf = import_module("nncf")
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         small = nncf.quantize(
             model,
             nncf.Dataset([picture[np.newaxis] for picture in sample]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,29 @@ def test_it_is_smaller_and_nearly_the_same(backbone: StoredBackbone, graph: Path
     for name, array in plain.items():
         a, b = array.astype(np.float64).ravel(), small[name].astype(np.float64).ravel()
         assert 0.97 < np.corrcoef(a, b)[0, 1] < 1 - 1e-9, name
+
+
+def test_quantising_leaves_torch_alone(backbone: StoredBackbone, tmp_path: Path) -> None:
+    np.save(tmp_path / "pictures.npy", discs(8))
+    (tmp_path / "wanted.json").write_text(WANTED.model_dump_json())
+    code = (
+        "import sys, threading; from pathlib import Path; import numpy as np\n"
+        "from ood_runners.artifacts.manifest import FeaturesEntry\n"
+        "from ood_runners.backbones import BackboneInfo\n"
+        "from ood_runners.training import quantise\n"
+        "from ood_runners.training.storing import StoredBackbone\n"
+        "backbone, here = map(Path, sys.argv[1:])\n"
+        "stored = StoredBackbone(BackboneInfo.load(backbone), None, backbone)\n"
+        "wanted = FeaturesEntry.model_validate_json((here / 'wanted.json').read_text())\n"
+        "quantise.quantise(stored, wanted, np.load(here / 'pictures.npy'), here / 'int8', 0)\n"
+        "print('nncf' in sys.modules, 'torch' in sys.modules)\n"
+        "with quantise._without_torch():\n"
+        "    other = threading.Thread(target=lambda: __import__('torch'))\n"  # which others may import meanwhile
+        "    other.start(); other.join()\n"
+        "import torch; print(torch.ones(2).sum().item())\n"
+    )
+    given = [sys.executable, "-c", code, str(backbone.path), str(tmp_path)]
+    assert subprocess.run(given, capture_output=True, text=True, check=True).stdout.split() == ["True", "False", "2.0"]
 
 
 def test_patches_are_projected_in_int8_from_what_the_next_layer_sees(backbone: StoredBackbone, graph: Path) -> None:
