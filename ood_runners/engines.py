@@ -17,7 +17,7 @@ from ood_runners.backbones.runtime import FeatureNetwork, choose_device
 from ood_runners.cores import available_cores
 from ood_runners.detectors.base import Detector
 from ood_runners.errors import OODError
-from ood_runners.features import Features, Scores
+from ood_runners.features import LOAD, Features, Scores
 from ood_runners.pipeline import INT8, load_detector, load_network
 from ood_runners.telemetry import logs, metrics, tracing
 from ood_runners.telemetry.requests import working_for
@@ -35,8 +35,8 @@ class Engine(ABC, Generic[Part]):
     """Groups a batch by version, loads what it needs and answers each item.
 
     An item is ``{"tag": …, <feature name>: array, …}``; an answer is arrays, or ``{"error": {"code", "message"}}``.
-    Where an item names its request and trace, so do the log and the spans. An answer says for how many ``seconds``
-    its batch was computed.
+    One with ``"load": True`` in the place of features only has its version loaded. Where an item names its request and
+    trace, so do the log and the spans. An answer says for how many ``seconds`` its batch was computed.
 
     Parameters
     ----------
@@ -57,9 +57,10 @@ class Engine(ABC, Generic[Part]):
         with tracing.batch(self._stage, items), working_for(items):
             answers = self._infer(items)
             seconds = time.perf_counter() - start
-            logs.event(logger, "computed", stage=self._stage, pictures=len(items), ms=round(seconds * 1000, 1))
-        metrics.batch_pictures.labels(self._stage).observe(len(items))
-        metrics.compute_seconds.labels(self._stage).observe(seconds)
+            if pictures := sum(not item.get(LOAD) for item in items):
+                logs.event(logger, "computed", stage=self._stage, pictures=pictures, ms=round(seconds * 1000, 1))
+                metrics.batch_pictures.labels(self._stage).observe(pictures)
+                metrics.compute_seconds.labels(self._stage).observe(seconds)
         self._show_loaded()
         return [answer if "error" in answer else answer | {"seconds": seconds} for answer in answers]
 
@@ -80,7 +81,9 @@ class Engine(ABC, Generic[Part]):
         with working_for(items):
             try:
                 with self._loaded.lease(tag) as part:
-                    return self._compute_each(part, items)
+                    asked = [item for item in items if not item.get(LOAD)]
+                    answers = iter(self._compute_each(part, asked) if asked else ())
+                    return [{} if item.get(LOAD) else next(answers) for item in items]
             except Exception as error:  # it could not be loaded
                 return [_failure(error, f"{self._stage} could not load {tag}")] * len(items)
 
@@ -150,7 +153,9 @@ def detector_engine(name: str, device: str, budget: int, max_batch: int) -> Dete
     at_once = _at_once(device, max_batch)
 
     def load(tag: str) -> Detector:
-        return load_detector(read_part(tag), name, device)
+        detector = load_detector(read_part(tag), name, device)
+        detector.open()
+        return detector
 
     def size(detector: Detector) -> int:
         arrays = detector.to_arrays()

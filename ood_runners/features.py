@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
 POOLED_PREFIX = "pooled."
+LOAD = "load"  # in a runner's item: see `engines.Engine`
 AT = "@"  # joins a detector and the member of a version that it belongs to
 
 

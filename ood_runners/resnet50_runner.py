@@ -7,7 +7,6 @@ from typing import Any
 import bentoml
 
 from ood_runners.batches import largest_batch
-from ood_runners.engines import feature_engine
 from ood_runners.settings import MARGIN_S, batching, runner_config, settings
 from ood_runners.shutdown import end_after_gateway
 from ood_runners.telemetry import setup
@@ -22,6 +21,8 @@ class ResNet50Runner:
     """Runs whichever backbone a product was fitted on; ResNet50 is the default one."""
 
     def __init__(self) -> None:
+        from ood_runners.engines import feature_engine  # in this runner's process alone
+
         setup.start()
         warn_if_open_alone()
         end_after_gateway(settings.deadline_s + MARGIN_S)

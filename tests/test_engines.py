@@ -100,3 +100,18 @@ def test_a_failure_is_logged_with_the_request_it_belongs_to(
     assert lines == [("ERROR", "b"), ("INFO", "a,b,c")]
     assert REGISTRY.get_sample_value("ood_batch_pictures_sum", {"stage": "memory_bank"}) == before + 3
     assert REGISTRY.get_sample_value("ood_loaded_versions", {"stage": "memory_bank"}) == 1
+
+
+def test_an_item_may_only_ask_for_its_version_to_be_loaded(engine: DetectorEngine) -> None:
+    before = REGISTRY.get_sample_value("ood_batch_pictures_sum", {"stage": "memory_bank"}) or 0.0
+    [answer] = engine.infer([{"tag": "ood-parts:v1", "load": True}])
+    assert set(answer) == {"seconds"}
+    assert engine._loaded.tags() == ["ood-parts:v1"]
+    one, *asked = items(["ood-parts:v1"] * 2)
+    alone = engine.infer([one])
+    among = engine.infer([{"tag": "ood-parts:v1", "load": True}, one, {"tag": "ood-parts:v7", "load": True}, *asked])
+    assert among[1]["score"] == pytest.approx(alone[0]["score"], rel=1e-5)
+    assert ["score" in answer for answer in among] == [False, True, False, True]
+    assert among[2]["error"]["message"] == "ood-parts:v7 is damaged"
+    after = REGISTRY.get_sample_value("ood_batch_pictures_sum", {"stage": "memory_bank"})
+    assert after == before + 3  # pictures, and what is only loaded is none

@@ -87,6 +87,9 @@ class Detector(ABC):
     def score(self, features: Features) -> Scores:
         """Raw scores of n pictures; larger is stranger."""
 
+    def open(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Compile, say, what the first ``score`` would otherwise wait for."""
+
     def info(self) -> dict[str, Any]:
         """What else is worth recording of the fitted detector, as JSON values."""
         return {}

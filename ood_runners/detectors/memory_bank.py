@@ -152,17 +152,16 @@ class MemoryBank(Detector):
         cell of the map, never one of the highest 1 %: those are measured exactly, so that the image score is what the
         exact search gives.
         """
-        if self._search is None:
-            self._search = self._open() if self._on_gpu or self.index_ is None else self.index_
-        if isinstance(self._search, Index):
-            self._search.threads = self.threads
-            if self._exact is None:
-                self._exact = Search(self.bank_, self._k(), threads=self.threads)
-        maps = self._score(features, np.arange(len(features)), self._search, self._exact)
+        maps = self._score(features, np.arange(len(features)), self._opened(), self._exact)
         if self.position_ is None:
             return _of_maps(maps)
         places = (self.position_, self.fine_position_ or self.position_)
         return _of_maps([place.apply(one) for place, one in zip(places, maps, strict=False)])
+
+    def open(self) -> None:
+        """Compile the searches and the map's metric, for the ``device`` set by then."""
+        self._opened()
+        self._opened_metric()
 
     def info(self) -> dict[str, Any]:
         """The number of entries, how they are searched, and the measured recall, of each index that was tried too."""
@@ -342,6 +341,16 @@ class MemoryBank(Detector):
     def _on_gpu(self) -> bool:
         return choose_device(self.device) == "cuda"
 
+    def _opened(self) -> Search | Index | TorchSearch:
+        """What new pictures are searched with; `_exact` beside it where that is an index."""
+        if self._search is None:
+            self._search = self._open() if self._on_gpu or self.index_ is None else self.index_
+        if isinstance(self._search, Index):
+            self._search.threads = self.threads
+            if self._exact is None:
+                self._exact = Search(self.bank_, self._k(), threads=self.threads)
+        return self._search
+
     def _open(self, without: NDArray[np.bool_] | None = None) -> Search | TorchSearch:
         """The search over all entries, or those left `without` some."""
         if self._on_gpu:
@@ -351,12 +360,16 @@ class MemoryBank(Detector):
         rounded = self.recall_ >= MIN_RECALL
         return Search(self.bank_, self._k(), rounded=rounded, without=without, threads=self.threads)
 
-    def _open_metric(self, fine: NDArray[np.float32]) -> Metric | TorchMetric:
-        if self._on_gpu:
-            from ood_runners.detectors.torch_search import TorchMetric
+    def _opened_metric(self) -> Metric | TorchMetric | None:
+        """That of the map, where there is one."""
+        if self.fine_ is not None and self._metric is None:
+            if self._on_gpu:
+                from ood_runners.detectors.torch_search import TorchMetric
 
-            return TorchMetric(self.bank_, fine, "cuda")
-        return Metric(self.bank_, fine, self.threads)
+                self._metric = TorchMetric(self.bank_, self.fine_, "cuda")
+            else:
+                self._metric = Metric(self.bank_, self.fine_, self.threads)
+        return self._metric
 
     def _score(
         self, features: Features, rows: NDArray[np.int64], search: Search | Index | TorchSearch, exact: Search | None
@@ -371,9 +384,8 @@ class MemoryBank(Detector):
                 f"The patches have {patches.shape[-1]} dimensions and the memory bank {self.bank_.shape[1]}; "
                 "use the backbone and projection that the bank was fitted with."
             )
-        if self.fine_ is not None and self._metric is None:
-            self._metric = self._open_metric(self.fine_)
-        maps = np.empty((1 if self._metric is None else 2, len(rows), *patches.shape[1:3]), np.float32)
+        metric = self._opened_metric()
+        maps = np.empty((1 if metric is None else 2, len(rows), *patches.shape[1:3]), np.float32)
         for start in range(0, len(rows), SEARCH_PICTURES):
             part = self._attended(finite_float32(patches[rows[start : start + SEARCH_PICTURES]], "patch features"))
             squared, entries = search.search(part.reshape(-1, part.shape[-1]))
@@ -382,8 +394,8 @@ class MemoryBank(Detector):
             if exact is not None:
                 _settle(found, entries, part.reshape(*found.shape, -1), exact, self.position_)
             maps[0, start : start + SEARCH_PICTURES] = found.reshape(part.shape[:3])
-            if self._metric is not None:
-                shown = self._metric.measure(part.reshape(-1, part.shape[-1]), entries.reshape(found.size, -1))
+            if metric is not None:
+                shown = metric.measure(part.reshape(-1, part.shape[-1]), entries.reshape(found.size, -1))
                 maps[1, start : start + SEARCH_PICTURES] = shown.reshape(part.shape[:3])
         return maps
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,6 +72,8 @@ class Position:
 
 
 def _towards(values: NDArray[np.float64], typical: float) -> FloatMap:
+    import cv2  # fits need it, scoring does not
+
     smooth = cv2.GaussianBlur(values, (0, 0), SIGMA, borderType=cv2.BORDER_REFLECT)
     return np.asarray((1 - SHRINKAGE) * smooth + SHRINKAGE * typical, np.float32)
 

@@ -111,13 +111,17 @@ class Vae(Detector):
         pictures = _pictures(features)
         return self._score(pictures, np.arange(len(pictures)))
 
+    def open(self) -> None:
+        """Compile the network, for the ``device`` set by then."""
+        self._opened()
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """``size`` int64 (2,), ``network_xml`` and ``network_bin`` uint8 (OpenVINO IR), ``weights.<name>`` float32."""
         return dict(self.arrays_)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> Self:
-        """A fitted detector; its network is compiled at the first ``score``, for the ``device`` set by then."""
+        """A fitted detector; its network is compiled by ``open`` or the first ``score``."""
         absent = {"size", "network_xml", "network_bin", "weights.centre"} - set(arrays)
         if absent:
             raise ArtifactError(f"The stored vae has no {', '.join(sorted(absent))}; fit the product again.")
@@ -162,14 +166,14 @@ class Vae(Detector):
                 f"The vae was fitted on pictures of {height} x {width} pixels and got "
                 f"{pictures.shape[1]} x {pictures.shape[2]}; resize them first."
             )
-        engine = self._open()
+        engine = self._opened()
         maps = np.empty((len(rows), *self.arrays_["weights.centre"].shape[2:]), dtype=np.float32)
         for start in range(0, len(rows), SCORE_CHUNK):
             chunk = slice(start, start + SCORE_CHUNK)
             maps[chunk] = engine(np.ascontiguousarray(pictures[rows[chunk]]))
         return Scores(top_mean(maps), maps)
 
-    def _open(self) -> Engine:
+    def _opened(self) -> Engine:
         with self._lock:
             if self._engine is None:
                 chosen = choose_device(self.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ood_runners import images
 from ood_runners.batches import CALL
 from ood_runners.errors import OODError
-from ood_runners.features import POOLED_PREFIX, Features, Scores
+from ood_runners.features import LOAD, POOLED_PREFIX, Features, Scores
 from ood_runners.gateway.calls import Item, Runner
 from ood_runners.gateway.served import Served, ServedPart
 from ood_runners.gateway.timing import Timing
@@ -46,6 +47,23 @@ class Graph:
     def runners(self) -> tuple[Runner, ...]:
         """All of them."""
         return (self.features, self.vae, self.memory_bank, self.mahalanobis)
+
+    async def load(self, served: Served, deadline: float) -> None:
+        """Have all runners load the version at the same time; what fails is told by the first picture.
+
+        `deadline` is a time of ``time.monotonic()``.
+        """
+
+        async def ask(runner: Runner, tag: str) -> None:
+            with suppress(OODError):
+                await runner.infer([{"tag": tag, LOAD: True}], deadline)
+
+        await asyncio.gather(*(ask(runner, part.tag) for part in served.parts for runner in self._needed(part)))
+
+    def _needed(self, part: ServedPart) -> list[Runner]:
+        of_scorers = {"vae": self.vae, "memory_bank": self.memory_bank, "mahalanobis": self.mahalanobis}
+        needed = [runner for name, runner in of_scorers.items() if name in part.scorers]
+        return [self.features, *needed] if part.scorers.keys() - {"vae"} else needed
 
     async def scores(
         self, served: Served, pictures: Sequence[NDArray[np.uint8]], deadline: float, timing: Timing

@@ -210,6 +210,7 @@ class Versions:
         async with self._opening[key]:
             if key not in self._opened:
                 served = await asyncio.to_thread(load, product, version)
+                await self._graph.load(served, time.monotonic() + COLD_S)
                 await self._prove(served)
                 before = self._opened.get((product, self._serving.get(product, "")))
                 if before is not None and before.size == served.size:  # requests are on their way: no time to measure

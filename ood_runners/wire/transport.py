@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 from _bentoml_impl import serde
-from _bentoml_impl.client import RemoteProxy
 from _bentoml_sdk.service.dependency import Dependency
 from bentoml import Service, server_context
 from bentoml._internal.configuration.containers import BentoMLContainer
@@ -73,6 +72,8 @@ def warn_if_open_alone() -> None:
 
 class _FramedDependency(Dependency[Runner]):
     def get(self, **_: Any) -> Any:
+        from _bentoml_impl.client import RemoteProxy  # in the gateway's process alone
+
         url = self.url
         if url is None and self.on is not None:
             url = BentoMLContainer.remote_runner_mapping.get().get(self.on.name)

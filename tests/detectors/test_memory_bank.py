@@ -348,3 +348,15 @@ def test_the_map_is_measured_to_the_same_entries_in_a_metric_of_its_own(search: 
     loaded = MemoryBank.from_arrays({k: v.copy() for k, v in detector.to_arrays().items()}, detector.params())
     np.testing.assert_array_equal(loaded.score(queries).map, scores.map)
     assert_same(scores, Scores.concatenate([loaded.score(queries[i : i + 1]) for i in range(6)]))
+
+
+def test_an_opened_bank_has_nothing_left_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = MemoryBank(size=2_000, k=3, search="pq")
+    bank.fine_ = np.eye(32, dtype=np.float32)
+    bank.fit(spread(20, 0))
+    opened = MemoryBank.from_arrays(bank.to_arrays(), bank.params())
+    opened.open()
+    expected = bank.score(spread(2, 1))
+    for part in ("Search", "Metric"):
+        monkeypatch.setattr(memory_bank, part, lambda *_, **__: pytest.fail("compiled for a picture"))
+    assert_same(opened.score(spread(2, 1)), expected)
