@@ -39,7 +39,7 @@ class BackboneSpec:
     pooled_layers : layers whose global averages describe a whole picture
     embedding : the layer whose global average feeds the classification head
     mean, std : of the input's red, green and blue, for values in 0..1
-    weights : torchvision's name of the default weights, where it has any
+    weights : the address of torchvision's default weights, where it has any
     """
 
     name: str
@@ -61,6 +61,7 @@ def _resnet(name: str, widths: tuple[int, int, int, int], weights: str | None) -
     )
 
 
+_DOWNLOADS = "https://download.pytorch.org/models"
 _BOTTLENECK = (256, 512, 1024, 2048)
 # The stages are numbered as in table 1 of Tan & Le 2019 (https://arxiv.org/abs/1905.11946).
 _LITE0_LAYERS = {
@@ -80,10 +81,10 @@ BACKBONES: Mapping[str, BackboneSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            _resnet("resnet50", _BOTTLENECK, "ResNet50_Weights.IMAGENET1K_V1"),
+            _resnet("resnet50", _BOTTLENECK, f"{_DOWNLOADS}/resnet50-0676ba61.pth"),
             _resnet("resnet50_v1", _BOTTLENECK, None),
-            _resnet("wide_resnet50_2", _BOTTLENECK, "Wide_ResNet50_2_Weights.IMAGENET1K_V1"),
-            _resnet("resnet18", (64, 128, 256, 512), "ResNet18_Weights.IMAGENET1K_V1"),
+            _resnet("wide_resnet50_2", _BOTTLENECK, f"{_DOWNLOADS}/wide_resnet50_2-95faca4d.pth"),
+            _resnet("resnet18", (64, 128, 256, 512), f"{_DOWNLOADS}/resnet18-f37072fd.pth"),
             BackboneSpec(
                 "efficientnet_lite0",
                 MappingProxyType(_LITE0_LAYERS),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pickle
 import re
 import socket
@@ -75,22 +76,20 @@ def auto_backbone() -> tuple[str, str]:
 
 
 def default_url(name: str) -> str:
-    """Where torchvision has the default weights; WeightsError for a backbone that has none."""
+    """Where the default weights are downloaded from; WeightsError for a backbone that has none."""
     weights = get_spec(name).weights
     if weights is None:
         raise WeightsError(
             f"There are no weights of {name} to download (it is the original ResNet50, with the stride on the 1x1 "
             "convolution, as in Keras and Caffe); give a file with --weights FILE, or use --backbone resnet50."
         )
-    import torchvision
-
-    return str(torchvision.models.get_weight(weights).url)
+    return weights
 
 
 def _cache_folder() -> Path:
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    """Torch's own, without importing it."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{caches}/torch")).expanduser() / "hub" / "checkpoints"
 
 
 def _cache_file(url: str) -> Path:
@@ -142,7 +141,7 @@ def _downloaded(name: str) -> tuple[Arrays, str]:
             )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise _no_download(name, url, str(getattr(error, "reason", error))) from error
-    return _in_numpy(state), f"torchvision {get_spec(name).weights}"
+    return _in_numpy(state), f"torchvision {cached.name}"
 
 
 def _check_hash(cached: Path) -> None:

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from ood_runners import __version__
 from ood_runners.errors import BadParameter, OODError
 
-BUILD_MODULES = frozenset({"matplotlib", "nncf", "scipy", "sklearn", "torch", "torchvision"})
+BUILD_MODULES = frozenset({"matplotlib", "nncf", "scipy", "sklearn", "torch"})
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

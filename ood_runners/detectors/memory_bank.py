@@ -417,7 +417,7 @@ def _settle(
     `patches` are float32 (n, cells, d) and `entries` int64 (n, cells, k) what was found nearest; the highest are those
     by `position`, where there is one. What an index finds is never nearer than what there is, so a cell that was not
     measured lies no higher than the map says: once as many as `top_mean` looks at lie above all of those, the mean is
-    exact. Twice as many are measured at first, and that is mostly enough.
+    exact. Half as many more are measured at first, and that is mostly enough.
     """
     count, cells = top_count(maps.shape[1]), maps.shape[1]
     centre, spread = np.zeros(cells, np.float32), np.ones(cells, np.float32)
@@ -427,7 +427,7 @@ def _settle(
     order = np.argsort(-shown, axis=1, kind="stable")
     rows, done = np.arange(len(maps)), 0
     while len(rows) and done < cells:
-        step = order[rows, done : done + 2 * count]
+        step = order[rows, done : done + count + count // 2]
         done += step.shape[1]
         squared, nearest = exact.search(patches[rows[:, np.newaxis], step].reshape(-1, patches.shape[-1]))
         entries[rows[:, np.newaxis], step] = nearest.reshape(*step.shape, -1)

@@ -144,6 +144,8 @@ def quantise(
     first = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
     with _without_torch(), redirect_stdout(io.StringIO()), warnings.catch_warnings():  # its progress bars beside ours
         warnings.simplefilter("ignore")
+        # Where torch is loaded already, for a VAE, say, it warns where there is CUDA and no GPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         nncf = import_module("nncf")
         logging.getLogger("nncf").setLevel(logging.ERROR)
         small = nncf.quantize(

