@@ -307,7 +307,8 @@ def export(module: AnomalyMap) -> tuple[bytes, bytes]:
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with warnings.catch_warnings():  # torch deprecates the tracing that OpenVINO's converter uses
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]  # the size is the same for all pictures
+        # Averages are made for one size; all pictures have it.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         model = ov.convert_model(module, example_input=example, input=[ov.PartialShape([-1, *size, 3])])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.xml"
