@@ -19,7 +19,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from threading import get_ident
+from threading import Event, get_ident
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ SAMPLE = 8  # pictures that the ranges are taken from, half of them with a synth
 FIRST, COMPARED = 40, 60
 DEFECTS = 2  # synthetic ones of each normal picture that is not fitted on
 SMALL_BANK = 1_500
+TRIED = 8  # pictures computed at a time, before a look at whether the fit was interrupted
 PROJECTED = 16  # pictures whose patches the components are taken from
 # int8 is taken where synthetic defects are told apart as well but for this much AUROC, and pictures keep their order.
 # Fourteen or twenty normal pictures and twice as many defects tell no smaller differences apart.
@@ -167,10 +168,19 @@ def quantise(
 
 
 class Trial:
-    """Small detectors, fitted in float32 on two thirds of a sample; they score the rest and its synthetic defects."""
+    """Small detectors, fitted in float32 on two thirds of a sample; they score the rest and its synthetic defects.
+
+    It ends with a CancelledError soon after `stop` is set.
+    """
 
     def __init__(
-        self, backbone: StoredBackbone, wanted: FeaturesEntry, pictures: NDArray[np.uint8], seed: int, most: int
+        self,
+        backbone: StoredBackbone,
+        wanted: FeaturesEntry,
+        pictures: NDArray[np.uint8],
+        seed: int,
+        most: int,
+        stop: Event,
     ) -> None:
         rng = np.random.default_rng(seed)
         rows = rng.permutation(len(pictures))[:most]
@@ -180,7 +190,7 @@ class Trial:
         self._pictures = len(rows)
         self._strange = np.arange(len(judged)) >= len(new)
         projection = _projection(backbone, wanted, known[:PROJECTED])
-        self._scores = partial(_scores, backbone, wanted, projection, known, judged, seed=seed)
+        self._scores = partial(_scores, backbone, wanted, projection, known, judged, seed=seed, stop=stop)
         self._plain = self._scores(graph=None)
 
     def compare(self, graph: Path) -> Comparison:
@@ -245,12 +255,18 @@ def _scores(
     judged: NDArray[np.uint8],
     graph: Path | None,
     seed: int,
+    stop: Event,
 ) -> dict[str, NDArray[np.float32]]:
     """Image scores of `judged`, by detector, from small detectors fitted on `known` with one graph."""
     network = _network(backbone, wanted.model_copy(update={"logits": False}), projection, known, graph)
-    fit_on, score = (
-        Features.concatenate([network(of[i : i + BATCH]) for i in range(0, len(of), BATCH)]) for of in (known, judged)
-    )
+    parts: list[Features] = []
+    starts = [(of, start) for of in (known, judged) for start in range(0, len(of), TRIED)]
+    for of, start in starts:
+        if stop.is_set():
+            raise CancelledError
+        parts.append(network(of[start : start + TRIED]))
+    split = -(-len(known) // TRIED)
+    fit_on, score = Features.concatenate(parts[:split]), Features.concatenate(parts[split:])
     fitted: list[Detector] = []
     if fit_on.patches is not None:
         fitted.append(MemoryBank(size=SMALL_BANK, seed=seed))
@@ -277,12 +293,16 @@ def choose_graph(
         return None, {}
     with progress.stage("int8", total=2) as stage, ThreadPoolExecutor(1) as aside:
         # Most of quantising is NNCF's own work in one thread; meanwhile the other cores compute in float32.
-        trial = aside.submit(Trial, backbone, wanted, pictures, seed, FIRST)
-        graph = quantise(backbone, wanted, pictures, folder, seed)
-        stage.advance()
-        comparison = trial.result().compare(graph)
-        if not comparison.settled and len(pictures) > FIRST:
-            comparison = Trial(backbone, wanted, pictures, seed, COMPARED).compare(graph)
+        stop = Event()
+        try:
+            trial = aside.submit(Trial, backbone, wanted, pictures, seed, FIRST, stop)
+            graph = quantise(backbone, wanted, pictures, folder, seed)
+            stage.advance()
+            comparison = trial.result().compare(graph)
+            if not comparison.settled and len(pictures) > FIRST:
+                comparison = Trial(backbone, wanted, pictures, seed, COMPARED, stop).compare(graph)
+        finally:
+            stop.set()  # the other thread, where this one was interrupted
         stage.advance(note=f"rank correlation {comparison.correlation:.3f}")
     taken = precision == "int8" or comparison.good_enough
     return graph if taken else None, comparison.to_dict() | {"taken": taken}

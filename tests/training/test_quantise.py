@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,34 @@ def test_it_is_smaller_and_nearly_the_same(backbone: StoredBackbone, graph: Path
     for name, array in plain.items():
         a, b = array.astype(np.float64).ravel(), small[name].astype(np.float64).ravel()
         assert 0.97 < np.corrcoef(a, b)[0, 1] < 1 - 1e-9, name
+
+
+def test_a_comparison_ends_where_the_fit_is_interrupted(
+    backbone: StoredBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    network, computed = quantise._network, []
+
+    def watched(*args: object) -> object:
+        run = network(*args)  # type: ignore[arg-type]
+
+        def compute(pictures: np.ndarray) -> object:
+            computed.append(len(pictures))
+            begun.set()
+            return run(pictures)
+
+        return compute
+
+    def interrupted(*_: object) -> Path:
+        begun.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantise, "_network", watched)
+    monkeypatch.setattr(quantise, "_projection", lambda *_: None)
+    monkeypatch.setattr(quantise, "quantise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantise.choose_graph("auto", backbone, WANTED, discs(60), tmp_path, 0, SilentProgress())
+    assert 1 <= len(computed) < 8  # of 60 and 40 defects, eight at a time
 
 
 def test_quantising_leaves_torch_alone(backbone: StoredBackbone, tmp_path: Path) -> None:
